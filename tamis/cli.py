@@ -1,0 +1,478 @@
+"""The command line. Results go to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from tamis import __version__
+from tamis.errors import StoppedError, TamisError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tamis.pipelines.plan import Plan
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+_SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="STAGE.KEY=VALUE",
+    help="Override a key of the recipe; may be repeated.",
+)
+_LIMIT = click.option("--limit", type=click.IntRange(1), help="Use only the first N rows.")
+_WORKERS = click.option("--workers", type=click.IntRange(1), help="Worker processes; default: the usable cores.")
+_FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+
+
+def _errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Print a TamisError as one message and exit with its code."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except TamisError as error:
+            click.echo(f"tamis: {error}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("tamis: stopped; the same command goes on from there", err=True)
+            sys.exit(StoppedError.exit_code)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tamis")
+def main() -> None:
+    """Sift a training set down to the part worth training on.
+
+    \b
+    tamis run recipe.yaml --out runs/first    embed, deduplicate, score, select, commit a manifest
+    tamis why ID --run runs/first             why a row was kept or dropped
+    tamis export runs/first --to parquet --out subset.parquet
+    tamis train runs/first                    train on the subset
+    """  # noqa: D301
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; made if missing.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "sync"]),
+    default="local",
+    show_default=True,
+    help="Worker processes, or this process.",
+)
+@_WORKERS
+@_LIMIT
+@_SET
+@_JSON
+@_errors
+def run(
+    recipe: Path,
+    out: Path,
+    executor: str,
+    workers: int | None,
+    limit: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run RECIPE and commit a subset manifest; what is done already is not done again.
+
+    Example: tamis run recipe.yaml --out runs/first --set select.budget=0.1
+    """
+    from tamis.pipelines.run import run as run_recipe
+    from tamis.progress import Progress
+
+    with Progress() as progress:
+        result = run_recipe(
+            recipe,
+            out,
+            executor=executor,
+            workers=workers,
+            limit=limit,
+            overrides=overrides,
+            on_event=progress.on_event,
+        )
+    manifest = result.open_manifest()
+    from tamis.reports.funnel import funnel
+
+    facts = {
+        "run": str(result.folder),
+        "manifest": str(result.record),
+        "subset_id": result.subset_id,
+        "rows": manifest.audit.num_rows,
+        "kept": manifest.select.num_rows,
+        "counts": manifest.record["counts"],
+        "funnel": funnel(manifest),
+        "stages": list(result.stages),
+        "tasks_run": len(result.ran),
+        "seconds": result.seconds,
+    }
+    _print(facts, as_json, _show_funnel)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@_SET
+@_JSON
+@_errors
+def validate(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check RECIPE and its dataset's columns without computing anything.
+
+    Example: tamis validate recipe.yaml
+    """
+    plan = _plan(recipe, None, None, overrides)
+    facts = {
+        "recipe": plan.recipe.name,
+        "rows": plan.rows,
+        "files": len(plan.sources),
+        "stages": [stage.label for stage in plan.stages],
+    }
+    _print(
+        facts,
+        as_json,
+        lambda f: f"{f['recipe']}: valid; {f['rows']:,} rows in {f['files']} file(s); stages {', '.join(f['stages'])}",
+    )
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder the run would go to.")
+@_WORKERS
+@_LIMIT
+@_SET
+@_JSON
+@_errors
+def plan(
+    recipe: Path, out: Path, workers: int | None, limit: int | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Show what a run would do: what is cached, why the rest is not, and what it would take.
+
+    Example: tamis plan recipe.yaml --out runs/first --set select.budget=0.1
+    """
+    import os
+
+    from tamis.errors import OutputError
+    from tamis.pipelines.estimate import estimate
+    from tamis.pipelines.explain import why_not_cached
+    from tamis.pipelines.plan import pending
+    from tamis.pipelines.run import cached, read_run
+
+    workers = workers or len(os.sched_getaffinity(0))
+    planned = _plan(recipe, out, limit, overrides)
+    try:
+        previous: dict[str, Any] | None = read_run(out)
+    except OutputError:
+        previous = None
+    todo = pending(planned, cached(planned, out.resolve()))
+    names = {node.name for node in todo}
+    reasons = why_not_cached(planned, names, previous)
+    total = estimate(planned, todo, workers)
+    facts = {
+        "rows": planned.rows,
+        "workers": workers,
+        "stages": [
+            {
+                "stage": stage.label,
+                "tasks": len(stage.nodes),
+                "to_run": sum(name in names for name in stage.nodes),
+                "why": reasons.get(stage.label, "cached"),
+                "seconds": estimate(planned, [planned.nodes[name] for name in stage.nodes if name in names], 1).seconds,
+            }
+            for stage in planned.stages
+        ],
+        "estimate": {
+            "wall_seconds": total.wall_seconds,
+            "peak_bytes": total.peak_bytes,
+            "disk_bytes": total.disk_bytes,
+        },
+    }
+    _print(facts, as_json, _show_plan)
+
+
+@main.command()
+@_FOLDER
+@_JSON
+@_errors
+def status(folder: Path, as_json: bool) -> None:
+    """Show how far the run in DIR is, and what it has committed.
+
+    Example: tamis status runs/first
+    """
+    from tamis.manifests.reader import open_manifest, versions
+    from tamis.pipelines.node import load_record
+    from tamis.pipelines.run import is_locked, read_run
+
+    described = read_run(folder)
+    stages = []
+    for stage in described["stages"]:
+        finished = sum(load_record(folder / "work", tuple(reference)) is not None for reference in stage["nodes"])
+        stages.append({"stage": stage["stage"], "tasks": len(stage["nodes"]), "finished": finished})
+    committed = bool(versions(folder / "manifest"))
+    facts = {
+        "name": described["name"],
+        "running": is_locked(folder),
+        "rows": described["rows"],
+        "stages": stages,
+        "versions": versions(folder / "manifest"),
+        "subset_id": open_manifest(folder).subset_id if committed else None,
+    }
+    _print(facts, as_json, _show_status)
+
+
+@main.command()
+@click.argument("sample_id", metavar="ID")
+@click.option(
+    "--run",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A run folder or a manifest folder.",
+)
+@_JSON
+@_errors
+def why(sample_id: str, folder: Path, as_json: bool) -> None:
+    """Say what became of the row with ID, in which stage, why, and which row stands for it.
+
+    Example: tamis why t00042 --run runs/first
+    """
+    from tamis.manifests.reader import open_manifest
+
+    manifest = open_manifest(folder)
+    chain = [manifest.explain(sample_id)]
+    while chain[-1]["kept_sample_id"] is not None:
+        chain.append(manifest.explain(chain[-1]["kept_sample_id"]))
+    _print({"sample": chain[0], "stands_for_it": chain[1:]}, as_json, _show_why)
+
+
+@main.command()
+@_FOLDER
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    type=click.Choice(["parquet", "jsonl", "ids", "hf"]),
+    help="What to write.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where; must not exist.")
+@click.option("--data", type=click.Path(path_type=Path), help="The dataset, if it lies elsewhere than at the run.")
+@_errors
+def export(folder: Path, target: str, out: Path, data: Path | None) -> None:
+    """Write the rows that the manifest in DIR kept, with their weights, as a dataset or a list of ids.
+
+    Example: tamis export runs/first --to parquet --out subset.parquet
+    """
+    from tamis.manifests.export import export as write
+    from tamis.manifests.reader import open_manifest
+    from tamis.pipelines.dataset import open_dataset
+    from tamis.pipelines.sources import take_rows
+
+    manifest = open_manifest(folder)
+    sources = () if target == "ids" else open_dataset(manifest, folder, data)
+    click.echo(write(manifest, lambda rows: take_rows(sources, rows), target, out))
+
+
+@main.command()
+@_FOLDER
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for checkpoints and the training ledger; default: DIR/training.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="The dataset, if it lies elsewhere than at the run.")
+@click.option("--test", type=click.Path(path_type=Path), help="A file with the same columns to measure accuracy on.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs; default: the recipe's.")
+@click.option("--batch-size", type=click.IntRange(1), help="Samples a step; default: the recipe's.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the model and of the order."
+)
+@click.option(
+    "--trust-rows",
+    is_flag=True,
+    help="Accept another dataset if every selected row has the same id and content.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(0),
+    default=100,
+    show_default=True,
+    help="Steps between checkpoints; 0: at each epoch's end.",
+)
+@_JSON
+@_errors
+def train(
+    folder: Path,
+    out: Path | None,
+    data: Path | None,
+    test: Path | None,
+    epochs: int | None,
+    batch_size: int | None,
+    seed: int,
+    trust_rows: bool,
+    checkpoint_every: int,
+    as_json: bool,
+) -> None:
+    """Train the bundled model on the manifest in DIR; run it again after a stop and it goes on.
+
+    Example: tamis train runs/first --test test.parquet
+    """
+    from tamis.manifests.reader import open_manifest
+    from tamis.pipelines.dataset import locate
+    from tamis.progress import TrainingProgress
+    from tamis.training.trainer import train as train_manifest
+
+    section = open_manifest(folder).record["recipe"]["train"]
+    with TrainingProgress() as progress:
+        result = train_manifest(
+            folder,
+            out=out or folder / "training",
+            dataset=locate(folder, data),
+            epochs=epochs or section["epochs"],
+            batch_size=batch_size or section["batch_size"],
+            lr=section["lr"],
+            seed=seed,
+            sampler=section["sampler"],
+            weights=section["weights"],
+            r=section["r"],
+            test=test,
+            trust_rows=trust_rows,
+            checkpoint_every=checkpoint_every,
+            on_progress=progress.on_step,
+        )
+    facts = {
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "samples_seen": result.samples_seen,
+        "seconds": round(result.seconds, 3),
+        "checkpoint": str(result.checkpoint),
+        "ledger": str(result.ledger),
+    }
+    _print(facts, as_json, _show_training)
+
+
+@main.command()
+@_FOLDER
+@_errors
+def report(folder: Path) -> None:
+    """Write DIR/report.html and DIR/report.json, and print the page's path.
+
+    Example: tamis report runs/first
+    """
+    from tamis.reports.report import write_report
+
+    click.echo(write_report(folder))
+
+
+@main.command()
+@click.argument("name", required=False)
+@_errors
+def recipes(name: str | None) -> None:
+    """List the shipped recipes, or print the one called NAME.
+
+    Example: tamis recipes quickstart > recipe.yaml
+    """
+    from importlib.resources import files
+
+    from tamis.errors import RecipeError
+
+    folder = files("tamis.pipelines") / "recipes"
+    shipped = {item.name.removesuffix(".yaml"): item for item in folder.iterdir() if item.name.endswith(".yaml")}
+    if name is None:
+        for key in sorted(shipped):
+            first = shipped[key].read_text(encoding="utf-8").splitlines()[0]
+            click.echo(f"{key:<14} {first.removeprefix('# ')}")
+        return
+    if name not in shipped:
+        raise RecipeError(f"no recipe {name!r}; shipped are {', '.join(sorted(shipped))}")
+    click.echo(shipped[name].read_text(encoding="utf-8"), nl=False)
+
+
+def _plan(recipe: Path, out: Path | None, limit: int | None, overrides: tuple[str, ...]) -> Plan:
+    from tamis.pipelines.run import plan_run
+
+    return plan_run(recipe, (out or Path(".tamis")).resolve(), limit=limit, overrides=overrides)
+
+
+def _print(facts: Mapping[str, Any], as_json: bool, show: Callable[[Any], str]) -> None:
+    click.echo(json.dumps(facts, sort_keys=True) if as_json else show(facts))
+
+
+def _show_funnel(facts: Mapping[str, Any]) -> str:
+    lines = [f"{'rows in':<42} {facts['rows']:>11,}"]
+    for item in facts["funnel"]:
+        what = f"{item['stage']}: {item['decision'].replace('_', ' ')}"
+        lines.append(f"{what:<42} {-item['rows']:>11,}   {item['reason']}")
+    lines.append(f"{'kept':<42} {facts['kept']:>11,}   {facts['kept'] / facts['rows']:.1%} of the rows")
+    lines.append(f"manifest  {facts['manifest']}")
+    lines.append(f"subset    {facts['subset_id']}")
+    lines.append(
+        f"{facts['tasks_run']} tasks ran in {facts['seconds']:.1f} s"
+        if facts["tasks_run"]
+        else f"everything was cached; {facts['seconds']:.1f} s"
+    )
+    return "\n".join(lines)
+
+
+def _show_plan(facts: Mapping[str, Any]) -> str:
+    lines = [f"{'stage':<14} {'tasks':>6} {'to run':>7} {'core s':>9}   why"]
+    lines += [
+        f"{s['stage']:<14} {s['tasks']:>6} {s['to_run']:>7} {s['seconds']:>9.1f}   {s['why']}" for s in facts["stages"]
+    ]
+    needed = facts["estimate"]
+    lines.append(
+        f"about {needed['wall_seconds']:,.0f} s with {facts['workers']} workers, "
+        f"{needed['peak_bytes'] / 2**20:,.0f} MiB of memory, {needed['disk_bytes'] / 2**20:,.0f} MiB on disk"
+    )
+    return "\n".join(lines)
+
+
+def _show_status(facts: Mapping[str, Any]) -> str:
+    lines = [f"{facts['name']}: {'running' if facts['running'] else 'not running'}; {facts['rows']:,} rows"]
+    lines += [f"{s['stage']:<14} {s['finished']:>5} of {s['tasks']} tasks" for s in facts["stages"]]
+    lines.append(
+        f"committed: version {facts['versions'][-1]}, subset {facts['subset_id']}"
+        if facts["versions"]
+        else "nothing committed yet"
+    )
+    return "\n".join(lines)
+
+
+def _show_why(facts: Mapping[str, Any]) -> str:
+    lines = []
+    for depth, item in enumerate([facts["sample"], *facts["stands_for_it"]]):
+        score = "" if item["score"] is None else f" (score {item['score']:.4f})"
+        lines.append(
+            f"{'  ' * depth}{item['sample_id']} (row {item['row']}): {item['decision'].replace('_', ' ')} in "
+            f"{item['stage']}: {item['reason']}{score}"
+        )
+        if item["decision"] == "kept":
+            known = [
+                f"{key} {item[key]:g}"
+                for key in ("rank", "weight", "gain", "cluster", "difficulty")
+                if item.get(key) is not None
+            ]
+            lines.append(f"{'  ' * depth}  {', '.join(known)}")
+    return "\n".join(lines)
+
+
+def _show_training(facts: Mapping[str, Any]) -> str:
+    lines = [] if facts["accuracy"] is None else [f"accuracy   {facts['accuracy']:.4f}"]
+    lines += [
+        f"loss       {facts['loss']:.4f}",
+        f"samples    {facts['samples_seen']:,} in {facts['seconds']:.1f} s",
+        f"checkpoint {facts['checkpoint']}",
+        f"ledger     {facts['ledger']}",
+    ]
+    return "\n".join(lines)

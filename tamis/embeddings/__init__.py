@@ -1,0 +1,1 @@
+"""Encoders, spherical k-means and diagnostics of embeddings."""

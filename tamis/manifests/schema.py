@@ -1,0 +1,227 @@
+"""The format of a subset manifest: its two tables, its codes, and the rules that both obey together."""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+FORMAT = "tamis-manifest"
+VERSION = (1, 0)
+"""Major and minor. A reader refuses another major; a newer minor only adds."""
+
+FEATURES: frozenset[str] = frozenset()
+"""What a record may demand of its reader (`required_features`). The first version demands nothing."""
+
+BODY_KEYS = (
+    "dataset",
+    "recipe",
+    "seed",
+    "stages",
+    "reasons",
+    "numeric",
+    "libraries",
+    "weight_semantics",
+    "scores",
+    "certificate",
+    "schedule",
+    "parent",
+    "required_features",
+)
+"""What the run gives for the record's body."""
+
+COMPUTED_KEYS = ("format", "version", "counts", "files", "subset_id")
+"""What the commit adds to it."""
+
+
+class Decision(IntEnum):
+    """What became of an input row: the codes of the audit's `decision` column."""
+
+    KEPT = 0
+    EXACT_DUP = 1
+    NEAR_DUP = 2
+    PRUNED = 3
+    NOT_IN_BUDGET = 4
+    QUARANTINED = 5
+
+
+DECISIONS: dict[str, int] = {decision.name.lower(): int(decision) for decision in Decision}
+
+
+def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable)
+
+
+SELECT = pa.schema(
+    [
+        _field("sample_id", pa.string()),
+        _field("row", pa.int64()),
+        _field("source", pa.int32()),
+        _field("source_row", pa.int64()),
+        _field("content_hash", pa.binary(16)),
+        _field("rank", pa.int32()),
+        _field("weight", pa.float32()),
+        _field("score", pa.float64(), nullable=True),
+        _field("gain", pa.float64(), nullable=True),
+        _field("cluster", pa.int32(), nullable=True),
+        _field("cluster_dist", pa.float32(), nullable=True),
+        _field("difficulty", pa.int16(), nullable=True),
+        _field("group", pa.int64(), nullable=True),
+        _field("reason", pa.uint16()),
+    ]
+)
+"""One row per sample to train on, in rank order; `select_schema` adds the declared scores."""
+
+AUDIT = pa.schema(
+    [
+        _field("sample_id", pa.string()),
+        _field("row", pa.int64()),
+        _field("content_hash", pa.binary(16)),
+        _field("decision", pa.int8()),
+        _field("stage", pa.int16()),
+        _field("reason", pa.uint16()),
+        _field("kept_row", pa.int64(), nullable=True),
+        _field("score", pa.float64(), nullable=True),
+    ]
+)
+"""One row per input row, in row order. `stage` and `reason` are positions in the record's lists."""
+
+
+def select_schema(scores: Iterable[str]) -> pa.Schema:
+    """SELECT with a nullable float32 column `score_<name>` for every declared score, sorted by name.
+
+    Raises:
+        ValueError: A name is not made of lower-case letters, digits and underscores.
+    """
+    fields = list(SELECT)
+    for name in sorted(scores):
+        if not re.fullmatch(r"[a-z0-9_]+", name):
+            raise ValueError(f"the score {name!r} is not named by lower-case letters, digits and underscores")
+        fields.append(_field(f"score_{name}", pa.float32(), nullable=True))
+    return pa.schema(fields)
+
+
+def count_decisions(audit: pa.Table) -> dict[str, int]:
+    """Rows in all (key `rows`) and by decision, every decision named even at zero."""
+    decision = audit["decision"].to_numpy()
+    by_code = np.bincount(decision[decision >= 0], minlength=len(DECISIONS))
+    return {"rows": audit.num_rows} | {name: int(by_code[code]) for name, code in DECISIONS.items()}
+
+
+def check_body(body: Mapping[str, Any]) -> None:
+    """Check the parts of a record's body that the tables refer to.
+
+    Raises:
+        ValueError: Something is missing or of another form; the message says what.
+    """
+    missing = [key for key in BODY_KEYS if key not in body]
+    if missing:
+        raise ValueError(f"the record's body lacks {missing}")
+    dataset = body["dataset"]
+    _demand(isinstance(dataset, dict), "dataset is not a mapping")
+    _demand(isinstance(dataset.get("fingerprint"), str), "dataset.fingerprint is not a string")
+    _demand(_is_count(dataset.get("rows")), "dataset.rows is not a count")
+    sources = dataset.get("sources")
+    _demand(
+        isinstance(sources, list) and all(isinstance(s, dict) and _is_count(s.get("rows")) for s in sources),
+        "dataset.sources is not a list of mappings with rows",
+    )
+    _demand(
+        isinstance(body["reasons"], list) and all(isinstance(reason, str) for reason in body["reasons"]),
+        "reasons is not a list of strings",
+    )
+    _demand(
+        isinstance(body["stages"], list)
+        and all(isinstance(stage, dict) and isinstance(stage.get("name"), str) for stage in body["stages"]),
+        "stages is not a list of mappings with a name",
+    )
+    _demand(isinstance(body["scores"], dict), "scores is not a mapping from name to declaration")
+    _demand(
+        isinstance(body["required_features"], list)
+        and all(isinstance(feature, str) for feature in body["required_features"]),
+        "required_features is not a list of strings",
+    )
+
+
+def check_tables(select: pa.Table, audit: pa.Table, body: Mapping[str, Any]) -> None:
+    """Check that nothing is lost and nothing contradicts: the balance of a manifest.
+
+    Every input row is in the audit once; the kept ones are exactly those of `select`, with the same id and
+    content hash; ranks are dense in file order; weights are positive and finite; no NaN, no null where none
+    is allowed; codes and positions are within their lists.
+
+    Args:
+        select: Schema `select_schema(body["scores"])`.
+        audit: Schema `AUDIT`.
+        body: A record's body that passes `check_body`.
+
+    Raises:
+        ValueError: Something does not hold; the message says what, with the first offending row.
+    """
+    for name, table in (("select", select), ("audit", audit)):
+        for field in table.schema:
+            column = table[field.name]
+            _demand(field.nullable or column.null_count == 0, f"{name}.{field.name} has nulls")
+            if pa.types.is_floating(field.type):
+                _demand(not pc.any(pc.is_nan(column), min_count=0).as_py(), f"{name}.{field.name} has a NaN")
+
+    rows = body["dataset"]["rows"]
+    _demand(audit.num_rows == rows, f"the audit has {audit.num_rows} rows, the dataset {rows}")
+    number = audit["row"].to_numpy()
+    _every(number == np.arange(rows), "the audit does not list every row once, in order")
+    _demand(pc.count_distinct(audit["sample_id"]).as_py() == rows, "sample ids are not unique")
+    decision = audit["decision"].to_numpy()
+    _every((decision >= 0) & (decision < len(DECISIONS)), "unknown decision in the audit")
+    _every(_within(audit["stage"], len(body["stages"])), "audit.stage is not a position in stages")
+    _every(_within(audit["reason"], len(body["reasons"])), "audit.reason is not a position in reasons")
+    _every(_within(audit["kept_row"].drop_null(), rows), "audit.kept_row is not a row of the dataset")
+
+    chosen = select["row"].to_numpy()
+    kept = np.flatnonzero(decision == Decision.KEPT)
+    _demand(len(kept) == len(chosen), f"{len(kept)} rows are kept in the audit, select has {len(chosen)}")
+    _every(np.sort(chosen) == kept, "the rows of select are not the kept rows of the audit")
+    for name in ("sample_id", "content_hash"):
+        _demand(
+            select[name].combine_chunks().equals(audit[name].take(pa.array(chosen)).combine_chunks()),
+            f"select.{name} is not the audit's for the same row",
+        )
+    _every(select["rank"].to_numpy() == np.arange(len(chosen)), "ranks are not 0, 1, 2, ... in file order")
+    weight = select["weight"].to_numpy()
+    _every(np.isfinite(weight) & (weight > 0), "a weight is not positive and finite")
+    _every(_within(select["reason"], len(body["reasons"])), "select.reason is not a position in reasons")
+
+    source_rows = np.array([source["rows"] for source in body["dataset"]["sources"]], dtype=np.int64)
+    source = select["source"].to_numpy()
+    _every(_within(select["source"], len(source_rows)), "select.source is not a position in dataset.sources")
+    source_row = select["source_row"].to_numpy()
+    _every(
+        (source_row >= 0) & (source_row < source_rows[source]),
+        "select.source_row is not a row of its source",
+    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _within(column: pa.ChunkedArray, length: int) -> np.ndarray:
+    values = column.to_numpy()
+    inside: np.ndarray = (values >= 0) & (values < length)
+    return inside
+
+
+def _demand(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _every(holds: np.ndarray, message: str) -> None:
+    if not holds.all():
+        raise ValueError(f"{message} (first at position {int(np.argmin(holds))})")

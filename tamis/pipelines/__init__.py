@@ -1,0 +1,1 @@
+"""Recipes, stages, the Dask graph, and the runs that go through it."""

@@ -1,0 +1,117 @@
+"""What a plan will take, before it runs: time, memory and disk for each node, from measured unit costs.
+
+The units were measured on one core of a two-core server with AVX-512. Another machine is faster or slower by a
+factor, the same for all stages: read the sums as the order of magnitude, the shares as what to change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tamis.pipelines.node import Node
+    from tamis.pipelines.plan import Plan
+
+_BASE_BYTES = 260 << 20  # a worker with its libraries
+_TORCH_BYTES = 600 << 20  # torch, transformers and a small encoder on top
+_START_SECONDS = 4.0  # starting worker processes
+
+# Seconds for each row, on one core.
+_ROW_SECONDS = {
+    "ingest.block": 2e-5,
+    "ingest.index": 4e-6,
+    "embed.fit": 8e-5,
+    "embed.check": 1e-6,
+    "dedup.exact": 2e-6,
+    "dedup.near": 1e-5,
+    "cluster.assign": 1e-5,
+    "cluster.gather": 1e-6,
+    "score.fold": 1.2e-4,
+    "score.join": 1e-6,
+    "score.read": 1e-5,
+    "prune.loss": 1e-6,
+    "prune.density": 2e-6,
+    "select.partition": 3e-5,
+    "select.merge": 3e-6,
+    "schedule.seta": 2e-6,
+    "reweight.loss": 1e-6,
+    "commit.manifest": 1e-5,
+}
+_ENCODE_SECONDS = {"lsa": 3e-5, "sentence": 5.5e-3, "transformers": 5.5e-3, "vectors": 1e-6}
+_EFFECT_BYTES = 45  # row, decision, reason, kept row, score and a column
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expected use. `seconds` is the work of one core; `wall_seconds` what the workers make of it."""
+
+    seconds: float
+    wall_seconds: float
+    peak_bytes: int
+    disk_bytes: int
+
+
+def estimate(plan: Plan, nodes: Iterable[Node], workers: int) -> Estimate:
+    """Estimate what running `nodes` takes with `workers` processes."""
+    seconds, widest, disk = 0.0, 0.0, 0.0
+    serial = 0.0
+    for node in nodes:
+        own, memory, written = _node(plan, node)
+        seconds += own
+        serial += 0.0 if node.name.count("/") == 2 else own
+        widest, disk = max(widest, memory), disk + written
+    if not seconds:
+        return Estimate(0.0, 0.0, 0, 0)
+    wall = _START_SECONDS + serial + (seconds - serial) / workers
+    return Estimate(round(seconds, 1), round(wall, 1), int(workers * (_BASE_BYTES + widest)), int(disk))
+
+
+def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
+    """Seconds, bytes of memory beyond the base, bytes on disk of one node."""
+    params, rows = node.params, plan.rows
+    dim = _dim(plan)
+    if node.task == "ingest.block":
+        rows = params["stop"] - params["start"]
+        size = sum(source.bytes for source in plan.sources) / max(1, sum(source.rows for source in plan.sources))
+        return rows * _ROW_SECONDS[node.task], 4 * rows * size, rows * (2 * size + 60)
+    if node.task == "embed.block":
+        rows = min(rows, plan.recipe.block_rows)
+        extra = _TORCH_BYTES if params["encoder"] in ("sentence", "transformers") else 0
+        return rows * _ENCODE_SECONDS[params["encoder"]], extra + 12 * rows * dim, rows * (4 * dim + 4)
+    if node.task == "cluster.fit":
+        k = round(math.sqrt(rows)) if params["n_clusters"] == "auto" else params["n_clusters"]
+        sample = min(rows, params["fit_rows"])
+        return sample * k * dim * params["iterations"] / 8e9 + 0.05, 8 * sample * dim, 4 * k * dim
+    if node.task == "dedup.pairs":
+        share = rows / params["shards"]
+        return share * 1000 * dim / 2e10 + share * 2e-5, 4e6 + 8 * share * dim, share * 20
+    if node.task == "select.rank":
+        size = min(rows, _partition_rows(plan, node))
+        return (
+            size * size * (dim / 5e10 + 8e-9),
+            4.6 * size * size + 8 * size * dim,
+            20 * rows / params["shards"],
+        )
+    if node.task == "score.fold":
+        return rows * dim * _ROW_SECONDS[node.task] / 128, 20 * rows * dim, 24 * rows / params["folds"]
+    if node.task == "cluster.assign":
+        rows = min(rows, plan.recipe.block_rows)
+        return rows * _ROW_SECONDS[node.task], 8 * rows * dim, 12 * rows
+    return rows * _ROW_SECONDS[node.task], 200 * rows, _EFFECT_BYTES * rows
+
+
+def _partition_rows(plan: Plan, node: Node) -> int:
+    (name, _, _) = node.inputs["partitions"][0]
+    return int(plan.nodes[name].params["partition_rows"])
+
+
+def _dim(plan: Plan) -> int:
+    for stage in plan.stages:
+        if stage.kind == "embed":
+            config: Mapping[str, Any] = stage.config
+            return int(config["dim"]) if config["encoder"] == "lsa" else 384
+    return 1

@@ -1,0 +1,256 @@
+"""The unit of work: a node of the graph, its identity, its record on disk, and how it is run.
+
+A node is a pure task with parameters and inputs. Its key is the sha256 of what decides its result and of
+nothing else: the task and its code version, the result-affecting parameters, the keys of its inputs. Paths,
+threads, workers, hosts and times stay out. What a node makes is one content-named Arrow file and a record;
+the record is written last and is the one definition of done: a node whose record exists is a no-op.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from tamis.errors import DataError
+from tamis.manifests.atomic import crash_point, write_atomic
+from tamis.manifests.canonical import canonical_json, digest
+from tamis.pipelines.resources import one_thread, peak_memory, reset_peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+Json = Any
+Reference = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One task of the graph.
+
+    Attributes:
+        name: Unique in the plan, and what people read: `03-dedup/pairs/00002`.
+        stage: Index into the plan's stages.
+        task: `module.function` in `tamis.pipelines.stages`.
+        params: What decides the result, beside the inputs.
+        inputs: Role -> the nodes whose files the task reads, each as (name, task, key).
+        hints: What the task needs but the result does not depend on, such as where a file lies.
+        key: sha256 of {task, version, params, inputs' keys}.
+    """
+
+    name: str
+    stage: int
+    task: str
+    params: Mapping[str, Json]
+    inputs: Mapping[str, tuple[Reference, ...]]
+    hints: Mapping[str, Json]
+    key: str
+
+    @property
+    def reference(self) -> Reference:
+        """How other nodes name this one as their input."""
+        return (self.name, self.task, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a node made: its record. Small enough to travel through a scheduler."""
+
+    key: str
+    task: str
+    name: str
+    file: str | None
+    sha256: str | None
+    bytes: int
+    rows: int
+    facts: Mapping[str, Json]
+    seconds: float
+    peak_bytes: int
+
+    @property
+    def reference(self) -> Reference:
+        """The node that made it, as (name, task, key)."""
+        return (self.name, self.task, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a task returns: a table for the node's file, and small facts for its record."""
+
+    table: pa.Table | None = None
+    facts: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A function of (params, inputs), and the version of its code: a change of its results raises it.
+
+    `libraries` are imported before the task starts, so that their thread pools can be limited.
+    """
+
+    run: Callable[[Mapping[str, Json], Inputs], Output]
+    version: int = 1
+    libraries: tuple[str, ...] = ()
+
+
+class DamagedArtifactError(DataError):
+    """A file of the working folder is not what its record says; the node that made it must run again."""
+
+    def __init__(self, reference: Reference, reason: str) -> None:
+        super().__init__(reference, reason)
+        self.reference = reference
+
+    def __str__(self) -> str:
+        return f"working file of {self.args[0][0]} is damaged: {self.args[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The files that a task may read, by role."""
+
+    work: str
+    artifacts: Mapping[str, tuple[Artifact, ...]]
+    hints: Mapping[str, Json]
+
+    def all(self, role: str) -> tuple[Artifact, ...]:
+        """Return every artifact of a role, in plan order; empty where the plan gave none."""
+        return self.artifacts.get(role, ())
+
+    def one(self, role: str) -> Artifact:
+        """Return the only artifact of a role."""
+        (artifact,) = self.artifacts[role]
+        return artifact
+
+    def table(self, role: str) -> pa.Table:
+        """Open the only file of a role."""
+        return self.open(self.one(role))
+
+    def open(self, artifact: Artifact) -> pa.Table:
+        """Open a node's file, memory-mapped, its sha256 verified first (once for each process).
+
+        Raises:
+            DamagedArtifactError: If the file is gone or its bytes differ from the record.
+        """
+        path = Path(self.work) / str(artifact.file)
+        try:
+            source = pa.memory_map(str(path))
+        except OSError as error:
+            raise DamagedArtifactError(artifact.reference, f"it cannot be opened: {error}") from error
+        stat = path.stat()
+        seen = (str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if seen not in _VERIFIED:
+            # A bit flip in Arrow IPC reads back silently: hash first, then use.
+            if hashlib.sha256(source.read_buffer()).hexdigest() != artifact.sha256:
+                raise DamagedArtifactError(artifact.reference, "its sha256 is not the recorded one")
+            _VERIFIED.add(seen)
+            source.seek(0)
+        return pa.ipc.open_file(source).read_all()
+
+
+_VERIFIED: set[tuple[str, int, int, int]] = set()
+
+
+def make_node(
+    name: str,
+    stage: int,
+    task: str,
+    params: Mapping[str, Json],
+    inputs: Mapping[str, Iterable[Node]],
+    hints: Mapping[str, Json] | None = None,
+) -> Node:
+    """Make a node and compute its key.
+
+    Raises:
+        TypeError: If a parameter has no stable encoding.
+    """
+    references = {role: tuple(node.reference for node in nodes) for role, nodes in inputs.items()}
+    keys = {role: [key for _, _, key in group] for role, group in references.items()}
+    identity = {"task": task, "version": task_of(task).version, "params": dict(params), "inputs": keys}
+    return Node(name, stage, task, dict(params), references, dict(hints or {}), digest(identity))
+
+
+def task_of(name: str) -> Task:
+    """Look a task up: `dedup.pairs` is `TASKS["pairs"]` of `tamis.pipelines.stages.dedup`."""
+    module, _, task = name.partition(".")
+    found: Task = importlib.import_module(f"tamis.pipelines.stages.{module}").TASKS[task]
+    return found
+
+
+def record_path(work: Path, task: str, key: str) -> Path:
+    """Where a node's record lies in the working folder."""
+    return work / task / f"{key[:32]}.json"
+
+
+def load_record(work: Path, reference: Reference) -> Artifact | None:
+    """Return a finished node's record, or None where it must run: no record, a damaged one, or its file gone."""
+    name, task, key = reference
+    try:
+        outer = json.loads(record_path(work, task, key).read_bytes())
+        body = outer["body"]
+        if digest(body) != outer["sha256"] or body["key"] != key:
+            return None
+        artifact = Artifact(**{**body, "name": name})
+        if artifact.file and (work / artifact.file).stat().st_size != artifact.bytes:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return artifact
+
+
+def forget(work: Path, reference: Reference) -> None:
+    """Remove a node's record, so that it runs again."""
+    _, task, key = reference
+    record_path(work, task, key).unlink(missing_ok=True)
+
+
+def run_node(node: Node, work: str, *_finished: object) -> Artifact:
+    """Run one node, write its file, then its record; on a cluster this runs in a worker.
+
+    It may run twice: the file is named by its content. `_finished` are the inputs' results, there only so
+    that the scheduler runs them first; what they made is read from the working folder.
+    """
+    folder = Path(work)
+    done = load_record(folder, node.reference)
+    if done is not None:
+        return done
+    inputs = {role: tuple(_required(folder, item) for item in group) for role, group in node.inputs.items()}
+    task = task_of(node.task)
+    for library in task.libraries:
+        importlib.import_module(library)
+    reset_peak_memory()
+    start = time.perf_counter()
+    with one_thread():
+        output = task.run(node.params, Inputs(work, inputs, node.hints))
+    file, sha256, size, rows = None, None, 0, 0
+    if output.table is not None:
+        data = _file_bytes(output.table)
+        sha256, size, rows = hashlib.sha256(data).hexdigest(), len(data), output.table.num_rows
+        file = f"{node.task}/{node.key[:32]}.{sha256[:16]}.arrow"
+        write_atomic(folder / file, data)
+    crash_point(f"{node.task}:written")
+    seconds = round(time.perf_counter() - start, 4)
+    artifact = Artifact(node.key, node.task, node.name, file, sha256, size, rows, output.facts, seconds, peak_memory())
+    body = asdict(artifact)
+    write_atomic(record_path(folder, node.task, node.key), canonical_json({"body": body, "sha256": digest(body)}))
+    crash_point(f"{node.task}:recorded")
+    return artifact
+
+
+def _file_bytes(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue()
+
+
+def _required(work: Path, reference: Reference) -> Artifact:
+    artifact = load_record(work, reference)
+    if artifact is None:
+        raise DamagedArtifactError(reference, "its record is missing or damaged")
+    return artifact

@@ -1,0 +1,217 @@
+"""From a recipe and its sources to the nodes of the graph, every key known before anything runs."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tamis.errors import RecipeError
+from tamis.pipelines.node import Artifact, Json, Node, load_record, make_node
+from tamis.pipelines.stages import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from tamis.pipelines.recipe import DatasetConfig, Recipe
+    from tamis.pipelines.sources import SourceFile
+
+
+class Add(Protocol):
+    """Adds a node to the plan: what a stage's `expand` is given."""
+
+    def __call__(
+        self,
+        task: str,
+        params: Mapping[str, Json],
+        inputs: Mapping[str, Iterable[Node]],
+        *,
+        part: int | None = None,
+        hints: Mapping[str, Json] | None = None,
+    ) -> Node:
+        """Make the node, keep it, and return it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Which node made what a stage can read.
+
+    Attributes:
+        rows: Rows that count.
+        dataset_rows: Rows of the dataset; more than `rows` where the run is limited.
+        blocks: The ingested blocks, in dataset order.
+        index: The table of all rows: ids, hashes, labels.
+        alive: The effect whose rows with decision 0 are still in.
+        effects: All effects so far: the ledger.
+        dataset: The recipe's dataset section.
+        embeddings: The embedding blocks, aligned with `blocks`; empty before an embed stage.
+        columns: Column name -> the effect that has it.
+        centroids: The centroids of the last cluster stage.
+        schedule: The last schedule stage's effect, for its facts.
+    """
+
+    rows: int
+    dataset_rows: int
+    blocks: tuple[Node, ...]
+    index: Node
+    alive: Node
+    effects: tuple[Node, ...]
+    dataset: DatasetConfig
+    embeddings: tuple[Node, ...] = ()
+    columns: Mapping[str, Node] = field(default_factory=dict)
+    centroids: Node | None = None
+    schedule: Node | None = None
+
+    def need_embeddings(self, stage: str) -> tuple[Node, ...]:
+        """Return the embedding blocks, or say which stage is missing."""
+        if not self.embeddings:
+            raise RecipeError(f"{stage} needs embeddings; put an embed stage before it")
+        return self.embeddings
+
+    def need(self, column: str, stage: str, remedy: str) -> Node:
+        """Return the effect with a column, or say which stage would make it."""
+        if column not in self.columns:
+            raise RecipeError(f"{stage} needs {column}; put {remedy} before it")
+        return self.columns[column]
+
+    def need_label(self, stage: str) -> None:
+        """Refuse a recipe whose dataset names no label."""
+        if self.dataset.label is None:
+            raise RecipeError(f"{stage} needs labels; name the column: dataset: {{label: COLUMN}}")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of the plan: `01-embed`, with its part of the recipe."""
+
+    label: str
+    kind: str
+    config: Mapping[str, Json]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole graph.
+
+    Attributes:
+        recipe: What was asked.
+        sources: The files, hashed.
+        data: Where they lie.
+        rows: Rows that count (all, or the first `limit`).
+        limit: The row limit, if one was given.
+        stages: In order, ingest first and commit last.
+        nodes: Name -> node, in an order in which inputs come first.
+        target: The node that commits the manifest.
+    """
+
+    recipe: Recipe
+    sources: tuple[SourceFile, ...]
+    data: str
+    rows: int
+    limit: int | None
+    stages: tuple[PlannedStage, ...]
+    nodes: Mapping[str, Node]
+    target: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What `expand` may know beside its config and the flow.
+
+    Attributes:
+        seed: [the recipe's seed, the stage's place]: the root of the stage's own random stream.
+        folder: Where relative paths begin.
+        max_bad_fraction: Share of rows that may be quarantined.
+    """
+
+    seed: tuple[int, int]
+    folder: Path
+    max_bad_fraction: float
+
+
+def make_plan(
+    recipe: Recipe,
+    sources: tuple[SourceFile, ...],
+    folder: Path,
+    out: Path,
+    data: str,
+    limit: int | None = None,
+) -> Plan:
+    """Expand every stage of a recipe into nodes.
+
+    Args:
+        recipe: The recipe.
+        sources: Its files, scanned.
+        folder: Where the recipe's relative paths begin.
+        out: The run's folder, for the commit.
+        data: Where the sources lie, for people and for later verbs.
+        limit: Use only the first `limit` rows.
+
+    Raises:
+        RecipeError: If a stage lacks what an earlier one would have made.
+        DataError: If the sources have no rows.
+    """
+    nodes: dict[str, Node] = {}
+    stages: list[PlannedStage] = []
+    rows = sum(source.rows for source in sources)
+    rows = rows if limit is None else min(rows, limit)
+
+    def stage(kind: str, config: Mapping[str, Json], expand: Callable[[Add], Any]) -> Any:
+        label = f"{len(stages):02d}-{kind}"
+        names: list[str] = []
+
+        def add(
+            task: str,
+            params: Mapping[str, Json],
+            inputs: Mapping[str, Iterable[Node]],
+            *,
+            part: int | None = None,
+            hints: Mapping[str, Json] | None = None,
+        ) -> Node:
+            name = f"{label}/{task.partition('.')[2]}" + (f"/{part:05d}" if part is not None else "")
+            node = make_node(name, len(stages), task, params, inputs, hints)
+            nodes[name] = node
+            names.append(name)
+            return node
+
+        result = expand(add)
+        stages.append(PlannedStage(label, kind, config, tuple(names)))
+        return result
+
+    def module(kind: str) -> Any:
+        return importlib.import_module(f"tamis.pipelines.stages.{KINDS.get(kind, kind)}")
+
+    flow: Flow = stage("ingest", {}, partial(module("ingest").expand, recipe, sources, rows))
+    for config in recipe.stages:
+        context = Context((recipe.seed, len(stages)), folder, recipe.max_bad_fraction)
+        dumped = config.model_dump(by_alias=True, mode="json")
+        flow = stage(config.kind, dumped, partial(module(config.kind).expand, config, flow, context))
+    target = stage(
+        "commit",
+        {},
+        partial(module("commit").expand, recipe, sources, flow, stages, limit, out, nodes),
+    )
+    return Plan(recipe, sources, data, rows, limit, tuple(stages), nodes, target)
+
+
+def finished(plan: Plan, work: Path) -> dict[str, Artifact]:
+    """Return the records of the nodes that need not run, by node name."""
+    records = {name: load_record(work, node.reference) for name, node in plan.nodes.items()}
+    return {name: record for name, record in records.items() if record is not None}
+
+
+def pending(plan: Plan, done: Mapping[str, Artifact]) -> list[Node]:
+    """Return the nodes that must run, inputs first: those without a record that the target needs."""
+    needed: set[str] = set()
+    stack = [plan.target.name]
+    while stack:
+        name = stack.pop()
+        if name in needed or name in done:
+            continue
+        needed.add(name)
+        stack.extend(item for group in plan.nodes[name].inputs.values() for item, _, _ in group)
+    return [node for name, node in plan.nodes.items() if name in needed]

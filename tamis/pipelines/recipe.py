@@ -1,0 +1,454 @@
+"""The recipe: what a person writes in YAML, typed, frozen, and refused where it is wrong.
+
+Only the edge of the program sees these classes; the maths takes arrays and numbers.
+Every field carries its description, so that the reference documentation is made from them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tamis.errors import RecipeError
+from tamis.pipelines.strict_yaml import load_recipe_text
+
+Path_ = tuple[str | int, ...]
+LineOf = Callable[[Path_], int | None]
+
+
+def _is_amount(value: object) -> object:
+    """Accept a fraction (float in (0, 1]) or a count (int >= 1); refuse everything that only looks like one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not an amount: give a fraction such as 0.25 or a count such as 1000")
+    if isinstance(value, float) and not (math.isfinite(value) and 0 < value <= 1):
+        raise ValueError(f"{value!r} is not a fraction in (0, 1]; for a count, write a whole number")
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"{value!r} is not a count: the least is 1")
+    return value
+
+
+Amount = Annotated[int | float, Field(union_mode="left_to_right")]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DatasetConfig(_Frozen):
+    """Where the rows are and which columns mean what."""
+
+    path: str = Field(
+        description="A file, a glob, a folder of files, or a Hugging Face `save_to_disk` folder: "
+        "parquet, JSONL, CSV or Arrow IPC. A relative path is taken from the recipe's folder."
+    )
+    id: str | None = Field(
+        None, description="Column of the sample id, kept verbatim. Without it the content hash is the id."
+    )
+    text: str | None = Field(None, description="Column of the text.")
+    vectors: str | None = Field(None, description="Column of precomputed vectors (lists of numbers).")
+    label: str | None = Field(None, description="Column of the class label.")
+
+    @model_validator(mode="after")
+    def _has_content(self) -> DatasetConfig:
+        if self.text is None and self.vectors is None:
+            raise ValueError("name the column that holds the samples: text: COLUMN, or vectors: COLUMN")
+        return self
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The roles that the recipe gives to columns, e.g. `{"id": "tweet_id", "text": "text"}`."""
+        roles = {"id": self.id, "text": self.text, "vectors": self.vectors, "label": self.label}
+        return {role: column for role, column in roles.items() if column is not None}
+
+
+class EmbedConfig(_Frozen):
+    """Embed every row: one float32 unit vector a row."""
+
+    kind: Literal["embed"] = "embed"
+    encoder: str = Field(
+        "lsa",
+        description="lsa (TF-IDF and truncated SVD, needs no weights) | sentence: PATH or hub name | "
+        "transformers: PATH or hub name | vectors (the dataset's vectors column) | "
+        "vectors: FILE (npy, arrow, parquet, safetensors)",
+    )
+    dim: int = Field(256, ge=1, le=4096, description="Dimensions of the lsa encoder; others have their own.")
+    max_features: int = Field(50_000, ge=1, description="Vocabulary size of the lsa encoder.")
+    fit_rows: int = Field(100_000, ge=1, description="Rows that the lsa encoder is fitted on, evenly spaced.")
+    max_tokens: int = Field(128, ge=1, description="Tokens after which a neural encoder cuts a text.")
+    batch_size: int = Field(32, ge=1, description="Texts per forward pass (padding makes it affect the last bits).")
+
+    @field_validator("encoder")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        name, _, argument = (part.strip() for part in value.partition(":"))
+        if name not in ("lsa", "sentence", "transformers", "vectors"):
+            raise ValueError(
+                f"{value!r} is not an encoder; one of lsa, sentence: PATH, transformers: PATH, vectors, vectors: FILE"
+            )
+        if name in ("sentence", "transformers") and not argument:
+            raise ValueError(f"{name} needs a folder or hub name: `encoder: '{name}: PATH'`")
+        return f"{name}: {argument}" if argument else name
+
+
+class DedupConfig(_Frozen):
+    """Drop exact duplicates by content, then near duplicates by cosine (SemDeDup, arXiv 2303.09540)."""
+
+    kind: Literal["dedup"] = "dedup"
+    eps: float = Field(
+        0.05,
+        ge=0.0,
+        lt=1.0,
+        description="Two rows are near duplicates from cosine 1 - eps on. 0: exact duplicates only.",
+    )
+    floor: float = Field(
+        0.9,
+        gt=0.0,
+        le=1.0,
+        description="Pairs from this cosine on are kept, so that another eps is decided without recomputing.",
+    )
+    which_to_keep: Literal["hard", "easy", "random"] = Field(
+        "hard",
+        description="Of near duplicates keep the farthest from the centroid (hard), nearest (easy) or any (random).",
+    )
+    n_clusters: Literal["auto"] | int = Field(
+        "auto", description="Clusters in which pairs are sought; auto: one for 1,000 rows."
+    )
+    fit_rows: int = Field(100_000, ge=1, description="Rows that the clusters are fitted on.")
+
+    @field_validator("n_clusters")
+    @classmethod
+    def _k(cls, value: str | int) -> str | int:
+        return _positive(value)
+
+    @model_validator(mode="after")
+    def _floor_below(self) -> DedupConfig:
+        if self.eps and 1 - self.eps < self.floor - 1e-12:
+            raise ValueError(
+                f"eps {self.eps} asks for pairs from cosine {1 - self.eps:g}, below the floor {self.floor}; "
+                "lower floor or eps"
+            )
+        return self
+
+
+class ClusterConfig(_Frozen):
+    """Spherical k-means, fitted on a sample, assigned block by block."""
+
+    kind: Literal["cluster"] = "cluster"
+    n_clusters: Literal["auto"] | int = Field(
+        "auto", description="Number of clusters; auto: the square root of the number of rows."
+    )
+    iterations: int = Field(20, ge=1, description="Lloyd iterations.")
+    fit_rows: int = Field(100_000, ge=1, description="Rows that the centroids are fitted on.")
+
+    @field_validator("n_clusters")
+    @classmethod
+    def _k(cls, value: str | int) -> str | int:
+        return _positive(value)
+
+
+class ScoreConfig(_Frozen):
+    """A loss for every row: out-of-fold losses of a proxy classifier, or a file of losses by sample id."""
+
+    kind: Literal["score"] = "score"
+    method: Literal["proxy"] | None = Field(
+        None, description="proxy: multinomial logistic regression on the embeddings, out of fold."
+    )
+    from_: str | None = Field(
+        None, alias="from", description="A table with sample ids and losses: parquet, Arrow, CSV or JSONL."
+    )
+    column: str = Field("loss", description="The column of the losses in that table.")
+    id_column: str = Field("sample_id", description="The column of the sample ids in that table.")
+    folds: int = Field(5, ge=2, le=50, description="Folds of the proxy.")
+    c: float = Field(10.0, gt=0.0, description="Inverse regularisation strength of the proxy (scikit-learn's C).")
+    min_accuracy: Literal["majority"] | float = Field(
+        "majority",
+        description="The proxy's out-of-fold accuracy must exceed this; majority: the share of the largest class.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ScoreConfig:
+        if (self.method is None) == (self.from_ is None):
+            raise ValueError("give either `method: proxy` or `from: FILE`")
+        return self
+
+
+class PruneConfig(_Frozen):
+    """Drop rows by concept complexity (DBP, arXiv 2401.04578) or by loss."""
+
+    kind: Literal["prune"] = "prune"
+    method: Literal["density", "loss"] = Field(
+        description="density: DBP's quotas per cluster. loss: drop the tails of the losses."
+    )
+    keep: Amount = Field(0.6, description="density: what to keep, a fraction of the stage's input or a count.")
+    temperature: float = Field(0.1, gt=0.0, description="density: temperature of the softmax over complexities.")
+    neighbours: int = Field(20, ge=1, description="density: nearest other centroids in d_inter.")
+    balance: float = Field(
+        0.0, ge=0.0, le=1.0, description="density: least quota of a cluster, as a fraction of an equal share."
+    )
+    which_to_keep: Literal["hard", "easy", "random"] = Field(
+        "hard", description="density: farthest from the centroid, nearest, or random."
+    )
+    drop_highest: Fraction = Field(0.0, description="loss: fraction with the highest losses to drop.")
+    drop_lowest: Fraction = Field(0.0, description="loss: fraction with the lowest losses to drop.")
+
+    _amount = field_validator("keep", mode="before")(_is_amount)
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> PruneConfig:
+        loss_fields, density_fields = (
+            {"drop_highest", "drop_lowest"},
+            {"keep", "temperature", "neighbours", "balance", "which_to_keep"},
+        )
+        foreign = self.model_fields_set & (density_fields if self.method == "loss" else loss_fields)
+        if foreign:
+            raise ValueError(f"{', '.join(sorted(foreign))} does not belong to method {self.method}")
+        if self.method == "loss" and not 0 < self.drop_highest + self.drop_lowest < 1:
+            raise ValueError("method loss needs drop_highest and/or drop_lowest, together in (0, 1)")
+        return self
+
+
+class SelectConfig(_Frozen):
+    """Select a subset within a budget."""
+
+    kind: Literal["select"] = "select"
+    method: Literal["ingenious", "facility_location", "random", "stratified"] = Field(description="How to select.")
+    budget: Amount = Field(description="How many rows: a fraction of the dataset or a count.")
+    objective: Literal["facility_location"] = Field(
+        "facility_location", description="ingenious: the submodular objective of the gains."
+    )
+    temperature: float = Field(1.0, gt=0.0, description="ingenious: temperature of the Taylor-softmax over the gains.")
+    scale_free: bool = Field(False, description="ingenious: divide the gains by their partition's median first.")
+    partition_rows: Literal["auto"] | int = Field(
+        "auto",
+        description="Largest partition ranked exactly; a larger group is split into k-means cells. auto: 12,288.",
+    )
+    per: Literal["label"] | None = Field(
+        None, description="label: share the budget over the classes in proportion, and select in each."
+    )
+
+    _amount = field_validator("budget", mode="before")(_is_amount)
+
+    @field_validator("partition_rows")
+    @classmethod
+    def _k(cls, value: str | int) -> str | int:
+        return _positive(value)
+
+
+class ScheduleConfig(_Frozen):
+    """Difficulty groups and epoch windows (SeTa, arXiv 2503.13385)."""
+
+    kind: Literal["schedule"] = "schedule"
+    method: Literal["seta"] = Field("seta", description="The schedule.")
+    epochs: int = Field(12, ge=1, description="Epochs of the training that follows the schedule.")
+    num_group: int = Field(10, ge=1, description="Difficulty groups K, by exact one-dimensional k-means of the losses.")
+    window_scale: float = Field(0.5, gt=0.0, le=1.0, description="Window width as a share alpha of the groups.")
+    prune_ratio: Fraction = Field(0.0, description="Uniform fraction r left out in each epoch.")
+    delta: float = Field(
+        0.875, gt=0.0, le=1.0, description="Share of the epochs with a window; the rest see all groups."
+    )
+    rule: Literal["paper", "code"] = Field(
+        "paper", description="Window size and first epoch as in the paper or in the authors' code."
+    )
+
+
+class ReweightConfig(_Frozen):
+    """Sample weights from losses (arXiv 2502.06733)."""
+
+    kind: Literal["reweight"] = "reweight"
+    strategy: Literal["linupper", "upper", "quadratic", "extremes", "uniform"] = Field(
+        "linupper", description="Shape of the weights."
+    )
+    r: float = Field(0.4, gt=0.0, description="Temperature of the softmax; infinity would be the plain mean.")
+    clip: bool = Field(False, description="Clip weights at twice the mean, as the theory assumes.")
+
+
+StageConfig = Annotated[
+    EmbedConfig
+    | DedupConfig
+    | ClusterConfig
+    | ScoreConfig
+    | PruneConfig
+    | SelectConfig
+    | ScheduleConfig
+    | ReweightConfig,
+    Field(discriminator="kind"),
+]
+
+
+class TrainSection(_Frozen):
+    """What the bundled trainer does with the manifest."""
+
+    model: Literal["text"] = Field("text", description="The bundled model.")
+    epochs: int = Field(12, ge=1, description="Epochs over the subset.")
+    batch_size: int = Field(128, ge=1, description="Samples per step.")
+    lr: float = Field(1e-2, gt=0.0, description="Peak learning rate, decayed linearly to 0.")
+    sampler: Literal["seta", "infobatch", "full"] = Field("seta", description="How epochs are drawn.")
+    weights: Literal["linupper", "upper", "quadratic", "extremes", "uniform"] = Field(
+        "linupper", description="Loss weights within a batch."
+    )
+    r: float = Field(0.4, gt=0.0, description="Temperature of the loss weights.")
+
+
+class Recipe(_Frozen):
+    """One run: a dataset, a list of stages, and how to train on the result."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the run and of its manifest.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Root of every random draw.")
+    dataset: DatasetConfig
+    stages: tuple[StageConfig, ...] = Field(min_length=1, description="The stages, in order.", strict=False)
+    train: TrainSection = TrainSection()
+    block_rows: int = Field(4096, ge=16, description="Rows in a block: the unit of work, of resuming and of memory.")
+    max_bad_fraction: float = Field(
+        0.001, ge=0.0, le=1.0, description="Share of rows that may be quarantined before the run is refused."
+    )
+    max_text_bytes: int = Field(1_000_000, ge=1, description="A longer text is quarantined.")
+
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: tuple[str, ...] = ()
+) -> tuple[Recipe, Path]:
+    """Read a recipe from a YAML file, a mapping or a Recipe, and apply `stage.key=value` overrides.
+
+    Args:
+        source: Path of a YAML file, a mapping of the same shape, or a `Recipe`.
+        overrides: Such as `select.budget=0.1`, `prune[1].keep=0.5` (the second prune), `seed=3`.
+
+    Returns:
+        The recipe, and the folder from which its relative paths are taken.
+
+    Raises:
+        RecipeError: With the file, the line and the path of what is wrong.
+    """
+    lines: LineOf = _no_lines
+    if isinstance(source, Recipe):
+        raw: dict[str, Any] = source.model_dump(by_alias=True, exclude_unset=True)
+        origin, folder = "recipe", Path.cwd()
+    elif isinstance(source, Mapping):
+        raw, origin, folder = dict(source), "recipe", Path.cwd()
+    else:
+        path = Path(source)
+        origin, folder = str(path), path.resolve().parent
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
+        raw, lines = load_recipe_text(text, origin)
+    for override in overrides:
+        raw = _override(raw, override)
+    try:
+        return Recipe.model_validate(raw), folder
+    except ValidationError as error:
+        raise RecipeError(_explain(error, raw, origin, lines)) from error
+
+
+def _no_lines(_: Path_) -> int | None:
+    """A recipe that is not a file has no lines."""
+    return None
+
+
+def _positive(value: str | int) -> str | int:
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"{value} is out of range: the least is 1")
+    return value
+
+
+def _override(raw: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Apply one `path=value`; the value is read as YAML."""
+    target, equals, value_text = text.partition("=")
+    keys = target.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {text!r}: write it as stage.key=value, such as select.budget=0.1")
+    value = load_recipe_text(f"value: {value_text}", f"--set {text}")[0]["value"]
+    changed = {**raw, "stages": [dict(stage) for stage in raw.get("stages", ())]}
+    if len(keys) == 1:
+        return {**changed, keys[0]: value}
+    if len(keys) != 2:
+        raise RecipeError(f"--set {text!r}: {target!r} is too deep; write stage.key=value")
+    head, key = keys
+    kind, _, index = head.partition("[")
+    of_kind = [stage for stage in changed["stages"] if stage.get("kind") == kind]
+    if of_kind:
+        try:
+            position = int(index.rstrip("]")) if index else 0
+            stage = of_kind[position]
+        except (ValueError, IndexError):
+            raise RecipeError(
+                f"--set {text!r}: the recipe has {len(of_kind)} stage(s) of kind {kind}, counted from 0"
+            ) from None
+        if not index and len(of_kind) > 1:
+            raise RecipeError(
+                f"--set {text!r}: {len(of_kind)} stages are of kind {kind}; say which: {kind}[0] to "
+                f"{kind}[{len(of_kind) - 1}]"
+            )
+        stage[key] = value
+        return changed
+    if kind in ("dataset", "train"):
+        return {**changed, kind: {**dict(changed.get(kind) or {}), key: value}}
+    kinds = sorted({str(stage.get("kind")) for stage in changed["stages"]})
+    raise RecipeError(
+        f"--set {text!r}: no stage {kind!r} in this recipe; it has {', '.join(kinds)}, and dataset and train"
+    )
+
+
+_STAGE_MODELS: dict[str, type[BaseModel]] = {
+    model.model_fields["kind"].default: model for model in get_args(get_args(StageConfig)[0])
+}
+
+
+def _explain(error: ValidationError, raw: Mapping[str, Any], origin: str, lines: LineOf) -> str:
+    """Turn pydantic's errors into lines of `file:line: path: what is wrong, what is allowed`."""
+    messages = []
+    for item in error.errors():
+        # pydantic puts the union's tag into the location after the stage's index: no part of the file's path.
+        location = tuple(
+            part
+            for i, part in enumerate(item["loc"])
+            if not (i == 2 and item["loc"][0] == "stages" and part in _STAGE_MODELS)
+        )
+        # `int | 'auto'` reports each alternative with its own name at the end.
+        while (
+            location
+            and isinstance(location[-1], str)
+            and (location[-1].startswith("literal[") or location[-1] in ("int", "float"))
+        ):
+            location = location[:-1]
+        line = lines(location)
+        where = f"{origin}:{line}" if line else origin
+        dotted = ".".join(str(part) for part in location) or "recipe"
+        messages.append(f"{where}: {dotted}: {_what(item, location, raw)}")
+    return "\n".join(dict.fromkeys(messages))
+
+
+def _what(item: Any, location: Path_, raw: Mapping[str, Any]) -> str:
+    kind, given = item["type"], item.get("input")
+    if kind == "extra_forbidden":
+        allowed = _allowed_keys(location, raw)
+        nearest = difflib.get_close_matches(str(location[-1]), allowed, 1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        return f"unknown key; {hint}allowed: {', '.join(sorted(allowed))}"
+    if kind == "missing":
+        return "missing; add it"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        given_kind = given.get("kind") if isinstance(given, Mapping) else given
+        nearest = difflib.get_close_matches(str(given_kind), list(_STAGE_MODELS), 1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        return f"no stage of kind {given_kind!r}; {hint}allowed: {', '.join(_STAGE_MODELS)}"
+    message = item["msg"].removeprefix("Value error, ")
+    return message if kind == "value_error" else f"{message}; given {given!r}"
+
+
+def _allowed_keys(location: Path_, raw: Mapping[str, Any]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    if location[0] == "stages" and len(location) > 2:
+        model = _STAGE_MODELS[raw["stages"][location[1]]["kind"]]
+    elif location[0] == "dataset" and len(location) > 1:
+        model = DatasetConfig
+    elif location[0] == "train" and len(location) > 1:
+        model = TrainSection
+    return [field.alias or name for name, field in model.model_fields.items()]

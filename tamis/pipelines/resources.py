@@ -1,0 +1,56 @@
+"""What a task uses of the machine: one numeric thread, and how much memory it took at its peak."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Give the numeric libraries one thread: the result must not depend on how many a machine has.
+
+    Parallelism is across tasks. Libraries that a task loads later start with the limits of `limit_late`.
+    """
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    with threadpool_limits(1):
+        if torch:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if torch and before:
+                torch.set_num_threads(before)
+
+
+def reset_peak_memory() -> None:
+    """Set the kernel's high-water mark of this process back to what it uses now (Linux; elsewhere nothing)."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory() -> int:
+    """Return the peak resident memory of this process in bytes, since the last reset where that is possible."""
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,218 @@
+"""Commit: the ledger of all stages becomes the audit, the rows that are left the subset, both one manifest."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tamis.errors import DataError
+from tamis.manifests.canonical import digest
+from tamis.manifests.commit import commit
+from tamis.manifests.fingerprint import dataset_fingerprint
+from tamis.pipelines.node import Inputs, Node, Output, Task, task_of
+from tamis.pipelines.sources import SourceFile, check_unchanged
+from tamis.pipelines.state import KEPT, alive_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tamis.pipelines.plan import Add, Flow, PlannedStage
+    from tamis.pipelines.recipe import Recipe
+
+_COLUMNS = ("rank", "gain", "cluster", "cluster_dist", "difficulty", "weight", "loss")
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "faiss-cpu", "torch", "numba", "pyarrow")
+_KEPT_REASON = "kept"
+
+
+def expand(
+    recipe: Recipe,
+    sources: tuple[SourceFile, ...],
+    flow: Flow,
+    stages: Sequence[PlannedStage],
+    limit: int | None,
+    out: Path,
+    nodes: Mapping[str, Node],
+    add: Add,
+) -> Node:
+    """Add the last node."""
+    columns = {name: flow.columns[name] for name in _COLUMNS if name in flow.columns}
+    inputs = {"index": [flow.index], "alive": [flow.alive], "effects": flow.effects}
+    inputs |= {f"column_{name}": [node] for name, node in columns.items()}
+    if flow.schedule is not None:
+        inputs["schedule"] = [flow.schedule]
+    params = {
+        "recipe": portable_recipe(recipe),
+        "dataset": describe_dataset(recipe, sources, flow.rows, limit),
+        "stages": [_describe_stage(stage, nodes) for stage in stages],
+        "columns": sorted(columns),
+    }
+    return add("commit.manifest", params, inputs, hints={"folder": str(out / "manifest"), "sources": sources})
+
+
+def portable_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without paths: where things lay says nothing of the result, what they held is under digests."""
+    dumped = recipe.model_dump(by_alias=True, mode="json")
+    del dumped["dataset"]["path"]
+    for stage in dumped["stages"]:
+        if "encoder" in stage:
+            stage["encoder"] = stage["encoder"].partition(":")[0]
+        if stage.get("from"):
+            stage["from"] = Path(stage["from"]).name
+    return dumped
+
+
+def describe_dataset(recipe: Recipe, sources: Sequence[SourceFile], rows: int, limit: int | None) -> dict[str, Any]:
+    """The record's `dataset`: its fingerprint and what that is made of."""
+    files = [{"path": s.path, "bytes": s.bytes, "sha256": s.sha256, "rows": s.rows} for s in sources]
+    schema = digest([list(source.columns) for source in sources])
+    fields = recipe.dataset.fields
+    return {
+        "fingerprint": dataset_fingerprint(files, schema, fields),
+        "rows": rows,
+        "limit": limit,
+        "schema": schema,
+        "id_column": recipe.dataset.id,
+        "fields": fields,
+        "sources": files,
+    }
+
+
+def _describe_stage(stage: PlannedStage, nodes: Mapping[str, Node]) -> dict[str, Any]:
+    own = [nodes[name] for name in stage.nodes]
+    return {
+        "name": stage.label,
+        "kind": stage.kind,
+        "code": {task: task_of(task).version for task in sorted({node.task for node in own})},
+        "key": digest([node.key for node in own]),
+    }
+
+
+def manifest(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Build the two tables and commit them."""
+    index = inputs.table("index")
+    alive = alive_rows(inputs)
+    if not len(alive):
+        raise DataError("no row is left: every row was dropped or quarantined; nothing to commit")
+    audit, reasons, stands_for = _audit(inputs, index)
+    columns = {name: _column(inputs, name, alive) for name in params["columns"]}
+    if "rank" in columns:
+        order = np.argsort(columns["rank"].to_numpy())
+    else:
+        order = np.argsort(index["order"].to_numpy()[alive])
+    rows = pa.array(alive[order])
+    k = len(alive)
+
+    def picked(name: str, kind: pa.DataType) -> pa.Array:
+        column = columns.get(name)
+        return pa.nulls(k, kind) if column is None else column.take(pa.array(order)).cast(kind)
+
+    select = pa.table(
+        {
+            "sample_id": index["sample_id"].take(rows).cast(pa.string()),
+            "row": rows,
+            "source": index["source"].take(rows),
+            "source_row": index["source_row"].take(rows),
+            "content_hash": index["content_hash"].take(rows),
+            "rank": pa.array(np.arange(k), pa.int32()),
+            "weight": pc.fill_null(picked("weight", pa.float32()), 1.0),
+            "score": picked("loss", pa.float64()),
+            "gain": picked("gain", pa.float64()),
+            "cluster": picked("cluster", pa.int32()),
+            "cluster_dist": picked("cluster_dist", pa.float32()),
+            "difficulty": picked("difficulty", pa.int16()),
+            "group": pa.array(rows.to_numpy(), pa.int64(), mask=~np.isin(rows.to_numpy(), stands_for)),
+            "reason": pa.array(np.zeros(k), pa.uint16()),
+        }
+    )
+    effects = inputs.all("effects")
+    body = {
+        "dataset": params["dataset"],
+        "recipe": params["recipe"],
+        "seed": params["recipe"]["seed"],
+        "stages": params["stages"],
+        "reasons": reasons,
+        "numeric": {"policy": "native", **kernels()},
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "weight_semantics": "relative importance in the loss, mean 1 over the subset",
+        "scores": {},
+        "certificate": next((item.facts["certificate"] for item in effects if "certificate" in item.facts), None),
+        "schedule": dict(inputs.one("schedule").facts) if inputs.all("schedule") else None,
+        "parent": None,
+        "required_features": [],
+        "classes": list(inputs.one("index").facts.get("classes", [])),
+    }
+    path = commit(
+        Path(inputs.hints["folder"]),
+        select=select,
+        audit=audit,
+        body=body,
+        before_link=lambda: check_unchanged(inputs.hints["sources"]),
+    )
+    return Output(None, {"record": path.name, "selected": k, "rows": index.num_rows})
+
+
+def kernels() -> dict[str, str]:
+    """Name the machine and the matrix kernels that numpy runs on: with the same ones the bytes are the same."""
+    from threadpoolctl import threadpool_info
+
+    blas = [item for item in threadpool_info() if "numpy" in item["filepath"]]
+    return {
+        "machine": platform.machine(),
+        "blas": ", ".join(sorted(str(item.get("architecture")) for item in blas)),
+    }
+
+
+def _column(inputs: Inputs, name: str, alive: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
+    table = inputs.table(f"column_{name}")
+    at = np.searchsorted(table["row"].to_numpy(), alive)
+    return table[name].combine_chunks().take(pa.array(at))
+
+
+def _audit(inputs: Inputs, index: pa.Table) -> tuple[pa.Table, list[str], np.ndarray[Any, np.dtype[np.int64]]]:
+    """One row for each input row: what became of it, in which stage, why, and who stands for it."""
+    n = index.num_rows
+    decision = np.zeros(n, np.int8)
+    stage = np.zeros(n, np.int16)
+    kept_row, score = np.full(n, -1, np.int64), np.full(n, np.nan)
+    reasons = [_KEPT_REASON]
+    reason = np.zeros(n, np.uint16)
+    for item in inputs.all("effects"):
+        table = inputs.open(item)
+        gone = table.filter(pc.not_equal(table["decision"], KEPT))
+        if not gone.num_rows:
+            continue
+        rows = gone["row"].to_numpy()
+        assert not decision[rows].any()  # a row is dropped once
+        decision[rows] = gone["decision"].to_numpy()
+        stage[rows] = int(item.name[:2])
+        kept_row[rows] = pc.fill_null(gone["kept_row"], -1).to_numpy()
+        score[rows] = pc.fill_null(gone["score"], float("nan")).to_numpy()
+        for text in sorted(pc.unique(gone["reason"]).to_pylist()):
+            if text not in reasons:
+                reasons.append(text)
+            reason[rows[pc.equal(gone["reason"], text).to_numpy()]] = reasons.index(text)
+    last = int(inputs.all("effects")[-1].name[:2])
+    stage[decision == KEPT] = last
+    stands_for = np.unique(kept_row[kept_row >= 0])
+    table = pa.table(
+        {
+            "sample_id": index["sample_id"].cast(pa.string()),
+            "row": pa.array(np.arange(n), pa.int64()),
+            "content_hash": index["content_hash"],
+            "decision": pa.array(decision, pa.int8()),
+            "stage": pa.array(stage, pa.int16()),
+            "reason": pa.array(reason, pa.uint16()),
+            "kept_row": pa.array(kept_row, pa.int64(), mask=kept_row < 0),
+            "score": pa.array(score, pa.float64(), mask=np.isnan(score)),
+        }
+    )
+    return table, reasons, stands_for
+
+
+TASKS = {"manifest": Task(manifest)}

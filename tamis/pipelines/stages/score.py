@@ -1,0 +1,164 @@
+"""Score: a loss for every row, from a proxy classifier out of fold, or from a file by sample id."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tamis.errors import DataError, RecipeError
+from tamis.manifests.canonical import sha256_file
+from tamis.pipelines.dataset import scan_all
+from tamis.pipelines.node import Inputs, Output, Task
+from tamis.pipelines.sources import take_rows
+from tamis.pipelines.state import alive_rows, effect, generator, values, vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tamis.pipelines.plan import Add, Context, Flow
+    from tamis.pipelines.recipe import ScoreConfig
+
+
+def expand(config: ScoreConfig, flow: Flow, context: Context, add: Add) -> Flow:
+    """Add one node a fold and one that joins them, or one that reads the file: column `loss`."""
+    if config.from_ is not None:
+        path = context.folder / config.from_
+        if not path.is_file():
+            raise RecipeError(f"score: no file of losses at {path}")
+        params = {"sha256": sha256_file(path), "column": config.column, "id_column": config.id_column}
+        joined = add("score.read", params, {"alive": [flow.alive], "index": [flow.index]}, hints={"file": str(path)})
+    else:
+        flow.need_label("score with method proxy")
+        embeddings = flow.need_embeddings("score with method proxy")
+        inputs = {"alive": [flow.alive], "index": [flow.index], "embeddings": embeddings}
+        folds = [
+            add(
+                "score.fold",
+                {"fold": fold, "folds": config.folds, "c": config.c, "seed": list(context.seed)},
+                inputs,
+                part=fold,
+            )
+            for fold in range(config.folds)
+        ]
+        joined = add(
+            "score.join",
+            {"min_accuracy": config.min_accuracy},
+            {"alive": [flow.alive], "index": [flow.index], "folds": folds},
+        )
+    return dataclasses.replace(
+        flow, alive=joined, effects=(*flow.effects, joined), columns={**flow.columns, "loss": joined}
+    )
+
+
+def fold_of(labels: Any, order: Any, folds: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Deal the rows of each class over the folds, shuffled, so that each fold has each class's share.
+
+    Args:
+        labels: int[n].
+        order: int64[n], the rank by (content hash, id): the deal does not depend on the rows' places.
+        folds: Number of folds.
+        rng: For the shuffle.
+
+    Returns:
+        int64[n], each row's fold.
+    """
+    shuffled = np.argsort(order)
+    rng.shuffle(shuffled)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    fold = np.empty(len(labels), np.int64)
+    fold[by_class] = np.arange(len(labels)) % folds
+    return fold
+
+
+def fold(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Fit multinomial logistic regression on the other folds, and take the losses of this one."""
+    from sklearn.linear_model import LogisticRegression
+
+    alive = alive_rows(inputs)
+    labels = values(inputs, "index", "label", alive)
+    if len(alive) < 2 * params["folds"]:
+        raise DataError(
+            f"score with {params['folds']} folds needs at least {2 * params['folds']} rows; {len(alive)} are left"
+        )
+    folds = fold_of(labels, values(inputs, "index", "order", alive), params["folds"], generator(params))
+    held = folds == params["fold"]
+    features = vectors(inputs, alive)
+    if len(np.unique(labels[~held])) < 2:
+        raise DataError("score with method proxy needs rows of at least two labels")
+    model = LogisticRegression(C=params["c"], max_iter=300, tol=1e-4)
+    model.fit(features[~held].astype(np.float64), labels[~held])
+    log_probability = model.predict_log_proba(features[held].astype(np.float64))
+    column_of = {label: column for column, label in enumerate(model.classes_.tolist())}
+    own = np.array([column_of.get(label, -1) for label in labels[held].tolist()])
+    # A class that the other folds lack gets the loss of the least likely outcome seen.
+    floor = log_probability.min()
+    loss = -np.where(own >= 0, log_probability[np.arange(len(own)), own], floor)
+    predicted = model.classes_[log_probability.argmax(axis=1)]
+    table = pa.table(
+        {
+            "row": pa.array(alive[held], pa.int64()),
+            "loss": pa.array(np.maximum(loss, 0), pa.float64()),
+            "predicted": pa.array(predicted, pa.int32()),
+        }
+    )
+    return Output(table, {"iterations": int(np.max(model.n_iter_))})
+
+
+def join(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Put the folds together, and refuse a proxy that knows nothing."""
+    alive = alive_rows(inputs)
+    folds = pa.concat_tables([inputs.open(item) for item in inputs.all("folds")]).sort_by("row")
+    labels = values(inputs, "index", "label", alive)
+    accuracy = float(np.mean(folds["predicted"].to_numpy() == labels))
+    majority = float(np.bincount(labels).max() / len(labels))
+    least = majority if params["min_accuracy"] == "majority" else params["min_accuracy"]
+    meaning = "the share of the largest class" if params["min_accuracy"] == "majority" else "min_accuracy"
+    if not accuracy > least:
+        raise DataError(
+            f"the proxy's out-of-fold accuracy is {accuracy:.4f}, not above {least:.4f} "
+            f"({meaning}): its losses say nothing. "
+            "Use a better encoder, check the labels, or set score.min_accuracy lower"
+        )
+    loss = folds["loss"].combine_chunks()
+    facts = {
+        "out_of_fold_accuracy": round(accuracy, 6),
+        "majority_share": round(majority, 6),
+        "mean_loss": round(pc.mean(loss).as_py(), 6),
+    }
+    return Output(effect(alive, loss=loss), facts)
+
+
+def read(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Join a file of losses to the rows by sample id."""
+    alive = alive_rows(inputs)
+    files = scan_all(inputs.hints["file"])
+    table = take_rows(files, np.arange(files[0].rows), [params["id_column"], params["column"]])
+    given = table[params["id_column"]].cast(pa.string())
+    if pc.count_distinct(given).as_py() < len(given):
+        raise DataError(
+            f"{inputs.hints['file']}: column {params['id_column']!r} holds an id more than once; one loss a "
+            "sample is needed"
+        )
+    index = inputs.table("index")
+    ids = index["sample_id"].take(pa.array(alive)).cast(pa.string())
+    at = pc.index_in(ids, given.combine_chunks())
+    if at.null_count:
+        missing = ids.filter(pc.is_null(at)).to_pylist()
+        raise DataError(
+            f"{inputs.hints['file']} has no loss for {len(missing)} of {len(alive)} rows: "
+            f"{', '.join(missing[:10])}; give one for each"
+        )
+    loss = table[params["column"]].take(at).combine_chunks().cast(pa.float64())
+    numbers = loss.to_numpy(zero_copy_only=False)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        shown = ", ".join(ids[int(i)].as_py() for i in bad[:10])
+        raise DataError(f"{inputs.hints['file']}: {len(bad)} losses are null, NaN or infinite: {shown}")
+    return Output(effect(alive, loss=loss), {"mean_loss": round(float(numbers.mean()), 6) if len(numbers) else 0.0})
+
+
+TASKS = {"fold": Task(fold, libraries=("sklearn.linear_model",)), "join": Task(join), "read": Task(read)}

@@ -1,0 +1,135 @@
+"""What stages know of the rows, and how they say what they did: one table shape for all of them.
+
+An *effect* has one row for each row that was alive when the stage began: `row` (int64, ascending), `decision`
+(int8, 0 where the row stays), `reason`, `kept_row` (who stands for it), `score`, and whatever columns the stage
+computes (`cluster`, `loss`, `rank`, ...). The rows with decision 0 are what the next stage begins with; the
+effects of a run, in order, are its ledger.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tamis.pipelines.node import Inputs
+
+KEPT, EXACT_DUP, NEAR_DUP, PRUNED, NOT_IN_BUDGET, QUARANTINED = range(6)
+
+Rows = npt.NDArray[np.int64]
+
+
+def effect(
+    rows: Rows,
+    decision: npt.NDArray[np.int8] | None = None,
+    reason: str | Sequence[str | None] = "",
+    kept_row: Rows | None = None,
+    score: npt.NDArray[np.float64] | None = None,
+    **columns: pa.Array,
+) -> pa.Table:
+    """Build an effect.
+
+    Args:
+        rows: The rows alive when the stage began, ascending.
+        decision: What becomes of each (default: all stay).
+        reason: Why the dropped ones are dropped: one text for all, or one for each row.
+        kept_row: The row that stands for each dropped one; ignored where a row stays.
+        score: The number that decided; NaN where there is none.
+        **columns: What the stage computed, one value a row.
+    """
+    decision = np.zeros(len(rows), np.int8) if decision is None else decision.astype(np.int8)
+    stays = decision == KEPT
+    if isinstance(reason, str):
+        texts = pa.array(np.where(stays, "", reason).tolist(), pa.string())
+        reasons = pa.compute.if_else(pa.array(stays), pa.scalar(None, pa.string()), texts)
+    else:
+        reasons = pa.array(list(reason), pa.string())
+    data = {
+        "row": pa.array(rows, pa.int64()),
+        "decision": pa.array(decision, pa.int8()),
+        "reason": reasons,
+        "kept_row": pa.nulls(len(rows), pa.int64()) if kept_row is None else pa.array(kept_row, pa.int64(), mask=stays),
+        "score": pa.nulls(len(rows), pa.float64())
+        if score is None
+        else pa.array(score, pa.float64(), mask=np.isnan(score)),
+    }
+    return pa.table({**data, **columns})
+
+
+def alive_rows(inputs: Inputs, role: str = "alive") -> Rows:
+    """Return the rows that the effect in `role` left, ascending."""
+    table = inputs.table(role).select(["row", "decision"])
+    rows: Rows = table["row"].to_numpy()
+    stays: Rows = rows[table["decision"].to_numpy() == KEPT]
+    return stays
+
+
+def values(inputs: Inputs, role: str, name: str, rows: Rows) -> npt.NDArray[Any]:
+    """Return the values of one column of an effect for the given rows (all of them must be in it)."""
+    table = inputs.table(role)
+    at = np.searchsorted(table["row"].to_numpy(), rows)
+    column = table[name].combine_chunks()
+    if pa.types.is_fixed_size_binary(column.type):
+        width = column.type.byte_width
+        raw: npt.NDArray[Any] = np.frombuffer(column.buffers()[1], f"S{width}")[
+            column.offset : column.offset + len(column)
+        ]
+        return raw[at]
+    picked: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)[at]
+    return picked
+
+
+def vectors(inputs: Inputs, rows: Rows) -> npt.NDArray[np.float32]:
+    """Gather the unit vectors of rows from the embedding blocks (role `embeddings`).
+
+    Args:
+        inputs: With the embedding blocks in block order; each says in its facts how many dataset rows it spans.
+        rows: int64[m], any order.
+
+    Returns:
+        float32[m, d], C-contiguous.
+    """
+    blocks = inputs.all("embeddings")
+    starts = np.concatenate([[0], np.cumsum([block.facts["block_rows"] for block in blocks])])
+    owner = np.searchsorted(starts, rows, side="right") - 1
+    out: npt.NDArray[np.float32] | None = None
+    for b in np.unique(owner):
+        table = inputs.open(blocks[b]).combine_chunks()
+        local = table["row"].to_numpy()
+        flat = table["vector"].combine_chunks()
+        matrix = flat.flatten().to_numpy(zero_copy_only=False).reshape(len(local), -1)
+        mine = np.flatnonzero(owner == b)
+        if out is None:
+            out = np.empty((len(rows), matrix.shape[1]), np.float32)
+        out[mine] = matrix[np.searchsorted(local, rows[mine] - starts[b])]
+    return np.empty((0, 1), np.float32) if out is None else out
+
+
+def vector_column(matrix: npt.NDArray[np.float32]) -> pa.Array:
+    """Wrap float32[m, d] as a fixed-size-list column without copying."""
+    flat = pa.array(np.ascontiguousarray(matrix, np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def matrix_of(table: pa.Table, name: str = "vector") -> npt.NDArray[np.float32]:
+    """Read a fixed-size-list column back as float32[m, d]."""
+    width = table.schema.field(name).type.list_size
+    flat: npt.NDArray[np.float32] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, width)
+
+
+def generator(params: Mapping[str, Any], *stream: int) -> np.random.Generator:
+    """Return the stage's own random generator; `params["seed"]` is [recipe's seed, stage]."""
+    return np.random.default_rng(np.random.SeedSequence([*params["seed"], *stream]))
+
+
+def evenly_spaced(rows: Rows, count: int) -> Rows:
+    """Pick at most `count` rows at even distances: a sample that needs no random draw."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.arange(count, dtype=np.int64) * len(rows) // count]

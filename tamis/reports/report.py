@@ -1,0 +1,109 @@
+"""The report of a run: one JSON with every number, and one HTML page that loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from tamis.manifests.atomic import write_atomic
+from tamis.manifests.reader import open_manifest
+from tamis.pipelines.node import Artifact, load_record
+from tamis.pipelines.run import read_run
+from tamis.reports.funnel import funnel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMPARISON = "compare.json"
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.json` and `report.html` into a run's folder; returns the page's path.
+
+    Raises:
+        OutputError: The folder holds no run, or cannot be written.
+        DamagedManifestError: Its manifest is damaged or missing.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    report = build_report(folder)
+    write_atomic(folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode())
+    environment = Environment(loader=PackageLoader("tamis", "reports"), autoescape=True, undefined=StrictUndefined)
+    environment.filters["mib"] = lambda value: f"{value / 2**20:,.0f} MiB"
+    page = environment.get_template("report.html").render(report=report)
+    write_atomic(folder / "report.html", page.encode())
+    return folder / "report.html"
+
+
+def build_report(folder: Path) -> dict[str, Any]:
+    """Collect a run's numbers: funnel, stages with time and memory, class balance, comparison if there is one."""
+    described = read_run(folder)
+    manifest = open_manifest(folder)
+    stages = [_stage(folder, stage) for stage in described["stages"]]
+    total = sum(stage["seconds"] for stage in stages)
+    embedding = sum(stage["seconds"] for stage in stages if stage["kind"] == "embed")
+    path = folder / COMPARISON
+    return {
+        "name": described["name"],
+        "subset_id": manifest.subset_id,
+        "manifest": str(manifest.folder),
+        "version": manifest.version,
+        "rows": manifest.audit.num_rows,
+        "kept": manifest.select.num_rows,
+        "counts": manifest.record["counts"],
+        "funnel": funnel(manifest),
+        "stages": stages,
+        "seconds": round(total, 3),
+        "share_outside_embedding": round(1 - embedding / total, 4) if total else None,
+        "classes": _classes(folder, described, manifest),
+        "certificate": manifest.record["certificate"],
+        "schedule": manifest.record["schedule"],
+        "weights": {
+            "min": pc.min(manifest.select["weight"]).as_py(),
+            "max": pc.max(manifest.select["weight"]).as_py(),
+        },
+        "recipe": manifest.record["recipe"],
+        "fingerprint": manifest.fingerprint,
+        "numeric": manifest.record["numeric"],
+        "libraries": manifest.record["libraries"],
+        "comparison": json.loads(path.read_bytes()) if path.is_file() else None,
+    }
+
+
+def _artifacts(folder: Path, stage: dict[str, Any]) -> list[Artifact]:
+    loaded = [load_record(folder / "work", (name, task, key)) for name, task, key in stage["nodes"]]
+    return [artifact for artifact in loaded if artifact is not None]
+
+
+def _stage(folder: Path, stage: dict[str, Any]) -> dict[str, Any]:
+    artifacts = _artifacts(folder, stage)
+    return {
+        "stage": stage["stage"],
+        "kind": stage["kind"],
+        "tasks": len(stage["nodes"]),
+        "seconds": round(sum(artifact.seconds for artifact in artifacts), 3),
+        "peak_bytes": max((artifact.peak_bytes for artifact in artifacts), default=0),
+        "bytes": sum(artifact.bytes for artifact in artifacts),
+    }
+
+
+def _classes(folder: Path, described: dict[str, Any], manifest: Any) -> list[dict[str, Any]]:
+    """Rows of each class before and after, where the dataset has labels."""
+    import pyarrow as pa
+
+    index = next((item for item in _artifacts(folder, described["stages"][0]) if item.task == "ingest.index"), None)
+    if index is None or not manifest.record["classes"] or index.file is None:
+        return []
+    with pa.memory_map(str(folder / "work" / index.file)) as source:
+        labels = pa.ipc.open_file(source).read_all()["label"]
+        kept = labels.take(manifest.select["row"])
+        return [
+            {
+                "class": name,
+                "before": pc.sum(pc.equal(labels, code)).as_py(),
+                "after": pc.sum(pc.equal(kept, code)).as_py() or 0,
+            }
+            for code, name in enumerate(manifest.record["classes"])
+        ]

@@ -1,0 +1,381 @@
+"""Dynamic pruning: which samples to train on in the next epoch, given the losses of the epochs before.
+
+A policy is a pure function ``(scores, seen, epoch, rng, *, options) -> EpochPlan``. The same functions serve
+the `schedule` stage (which writes difficulty groups into a manifest) and the samplers (which call them anew
+each epoch with live losses). Nothing here holds state or touches a global random generator.
+
+Sources: SeTa is arXiv 2503.13385, InfoBatch is arXiv 2303.04947.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from tamis.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Above this many distinct values, `kmeans_1d` works on about as many weighted bins instead.
+COMPRESS_ABOVE = 20_000
+
+RULES = ("paper", "code")
+
+
+@dataclass(frozen=True, slots=True)
+class EpochPlan:
+    """The samples of one epoch.
+
+    Attributes:
+        indices: int64 [m], ascending and unique: which samples take part. Shuffling is the sampler's part.
+        weights: float32 [m], the factor of each one's loss (1 where the policy does not reweigh).
+        groups: How many loss groups the policy told apart; 0 where it made none.
+    """
+
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    groups: int = 0
+
+
+class Policy(Protocol):
+    """What a sampler calls once an epoch: a policy with its options bound, as by `functools.partial`."""
+
+    def __call__(
+        self,
+        scores: NDArray[np.floating[Any]],
+        seen: NDArray[np.integer[Any]],
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> EpochPlan:
+        """Returns the plan of epoch `epoch`, from last losses [n] (NaN: never seen) and seen counts [n]."""
+        ...
+
+
+def kmeans_1d(values: NDArray[np.floating[Any]], groups: int) -> NDArray[np.int64]:
+    """Splits numbers into groups of least squared distance to their group's mean, exactly.
+
+    In one dimension the best groups are intervals of the sorted values, so dynamic programming over the
+    distinct values finds the optimum; the best split point moves monotonically, so that each layer is solved
+    by divide and conquer in O(m log m). Equal values never part. Above `COMPRESS_ABOVE` distinct values they
+    are first merged into at most about that many bins of neighbours, narrow in mass and in width, each a
+    weighted point at its mean; the result is exact for those points.
+
+    Args:
+        values: float [n], finite.
+        groups: How many groups to make, at least 1; fewer come back where there are fewer distinct values.
+
+    Returns:
+        int64 [n], each value's group: 0 holds the lowest values (easy), the highest number the largest
+        (hard). Every group from 0 to the highest number has a member. Among equally good splits, the lower
+        groups are the smaller.
+
+    Raises:
+        RecipeError: `groups` is below 1.
+        DataError: A value is NaN or infinite, or the array is not one-dimensional.
+    """
+    if groups < 1:
+        raise RecipeError(f"groups is {groups}; it must be at least 1")
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise DataError(f"values have shape {values.shape}; one dimension is needed")
+    if not np.isfinite(values).all():
+        raise DataError(f"values {np.flatnonzero(~np.isfinite(values))[:10].tolist()} are NaN or infinite")
+    if values.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    distinct, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # Squares of centred, scaled values neither overflow nor cancel.
+    points = distinct / max(float(np.abs(distinct).max()), np.finfo(np.float64).tiny)
+    mass = counts.astype(np.float64)
+    points = points - np.average(points, weights=mass)
+    if points.size > COMPRESS_ABOVE:
+        # Rises with the share of the values below and with the value itself: fine both where values are
+        # dense and in a long tail.
+        place = (np.cumsum(mass) - mass) / values.size + (points - points[0]) / (points[-1] - points[0])
+        _, bins = np.unique((place * (COMPRESS_ABOVE // 2)).astype(np.int64), return_inverse=True)
+        merged = np.bincount(bins, weights=mass)
+        points, mass = np.bincount(bins, weights=mass * points) / merged, merged
+    else:
+        bins = np.arange(points.size)
+    starts = _split_points(points, mass, min(groups, points.size))
+    labels = np.searchsorted(starts, np.arange(points.size), side="right") - 1
+    return labels[bins][which].astype(np.int64)
+
+
+def _split_points(points: NDArray[np.float64], mass: NDArray[np.float64], groups: int) -> NDArray[np.int64]:
+    """First position of each of `groups` intervals of ascending weighted points, of least squared error."""
+    m = points.size
+    weight = np.concatenate([[0.0], np.cumsum(mass)])
+    first = np.concatenate([[0.0], np.cumsum(mass * points)])
+    second = np.concatenate([[0.0], np.cumsum(mass * points * points)])
+
+    def cost(i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.float64]:
+        total = first[j] - first[i]
+        error: NDArray[np.float64] = second[j] - second[i] - total * total / (weight[j] - weight[i])
+        return error
+
+    ends = np.arange(1, m + 1)
+    # best[j]: least error of the first j points in the layers so far; infinite where there are fewer points
+    # than groups.
+    best = np.concatenate([[np.inf], cost(np.zeros_like(ends), ends)])
+    layers = []
+    for layer in range(2, groups + 1):
+        best, split = _next_layer(best, cost, layer)
+        layers.append(split)
+    starts = np.zeros(groups, dtype=np.int64)
+    end = m
+    for group in range(groups - 1, 0, -1):
+        end = int(layers[group - 1][end])
+        starts[group] = end
+    return starts
+
+
+def _next_layer(best: NDArray[np.float64], cost: Any, layer: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """One layer of the dynamic programme: new[j] = min over i of best[i] + cost(i, j), and the lowest such i.
+
+    The best i never decreases with j. So the middle j of each open stretch is solved between the answers of
+    its two neighbours, all stretches of one depth at once: O(m) candidates a depth, log m depths.
+    """
+    m = best.size - 1
+    new = np.full(m + 1, np.inf)
+    split = np.full(m + 2, m - 1, dtype=np.int64)  # split[m + 1] is the upper limit of the last stretch
+    split[:layer] = layer - 1
+    step = 1 << (m - layer + 1).bit_length()
+    while step > 1:
+        half = step // 2
+        rows = np.arange(layer - 1 + half, m + 1, step)
+        low = split[rows - half]
+        high = np.minimum(split[np.minimum(rows + half, m + 1)], rows - 1)
+        lengths = high - low + 1
+        begin = np.cumsum(lengths) - lengths
+        candidate = np.arange(lengths.sum()) + np.repeat(low - begin, lengths)
+        value = best[candidate] + cost(candidate, np.repeat(rows, lengths))
+        least = np.minimum.reduceat(value, begin)
+        hits = np.flatnonzero(value == np.repeat(least, lengths))
+        new[rows] = least
+        split[rows] = candidate[hits[np.searchsorted(hits, begin)]]
+        step = half
+    return new, split
+
+
+def seta_window(epoch: int, num_group: int, window_scale: float, rule: str = "paper") -> tuple[int, int]:
+    """The groups that SeTa trains on in an epoch (arXiv 2503.13385, section 3).
+
+    The window holds w of K groups and slides one group an epoch, from easy to hard, then wraps:
+    start = n mod (K - w + 1). The paper has w = ceil(alpha K). The authors' release has w = round(alpha K),
+    and takes every group in epoch 0.
+
+    Args:
+        epoch: n, from 0.
+        num_group: K, at least 1.
+        window_scale: alpha in (0, 1].
+        rule: "paper" (default) or "code".
+
+    Returns:
+        (start, stop): train on groups start .. stop - 1.
+
+    Raises:
+        RecipeError: An argument is out of its range.
+
+    >>> [seta_window(n, 10, 0.5) for n in (0, 1, 5, 6)]
+    [(0, 5), (1, 6), (5, 10), (0, 5)]
+    """
+    if epoch < 0:
+        raise RecipeError(f"epoch is {epoch}; epochs count from 0")
+    if num_group < 1:
+        raise RecipeError(f"num_group is {num_group}; it must be at least 1")
+    if not 0 < window_scale <= 1:
+        raise RecipeError(f"window_scale is {window_scale}; it must be in (0, 1]")
+    _check_rule(rule)
+    if rule == "code":
+        if epoch == 0:
+            return 0, num_group
+        width = round(window_scale * num_group)
+    else:
+        # 0.55 * 20 is 11.000000000000002 in floating point, and means 11.
+        width = math.ceil(window_scale * num_group - 1e-9)
+    width = min(max(width, 1), num_group)
+    start = epoch % (num_group - width + 1)
+    return start, start + width
+
+
+def seta(
+    scores: NDArray[np.floating[Any]],
+    seen: NDArray[np.integer[Any]],
+    epoch: int,
+    rng: np.random.Generator,
+    *,
+    epochs: int,
+    num_group: int = 10,
+    window_scale: float = 0.5,
+    prune_ratio: float = 0.0,
+    delta: float = 0.875,
+    rule: str = "paper",
+) -> EpochPlan:
+    """SeTa: a window over loss groups that slides from easy to hard (arXiv 2503.13385, section 3).
+
+    A uniform fraction (1 - prune_ratio) of all samples is drawn; of those, the seen ones are grouped by their
+    last loss (`kmeans_1d`), and the groups in `seta_window` are kept. Never-seen samples among the drawn are
+    a group of their own that is always kept. In the last (1 - delta) of the epochs there is no window: a
+    uniform (1 - prune_ratio) of all. Where the losses have fewer distinct values than `num_group`, there are
+    fewer groups and the window is taken over those; if all are equal, the plan is the uniform draw.
+
+    Args:
+        scores: float [n], each sample's last loss; NaN where never seen.
+        seen: int [n], how often each sample was trained on.
+        epoch: The epoch to plan, from 0.
+        rng: Source of the uniform draw; not used when `prune_ratio` is 0.
+        epochs: How many epochs the training has.
+        num_group: K. The paper: 10 for classification in general, 5 for CIFAR and ImageNet.
+        window_scale: alpha. The paper: 0.5; 0.9 for CIFAR, 0.6 for ImageNet.
+        prune_ratio: r in [0, 1). The paper: 0; 0.1 for CIFAR.
+        delta: Fraction of the epochs that use the window, in (0, 1].
+        rule: "paper" (default) or "code"; see `seta_window`.
+
+    Returns:
+        The plan, all weights 1 (SeTa does not reweigh).
+
+    Raises:
+        RecipeError: An option is out of its range.
+        DataError: The arrays do not fit together, or a score is infinite.
+    """
+    _check_epochs(epochs, delta)
+    _check_rule(rule)
+    known = _known(scores, seen)
+    drawn = _uniform(known.size, prune_ratio, rng)
+    if _anneals(epoch, epochs, delta):
+        return _unweighted(drawn)
+    graded = known[drawn]
+    if not graded.any():
+        # The window is still computed, so that its options are checked from the first epoch on.
+        seta_window(epoch, num_group, window_scale, rule)
+        return _unweighted(drawn)
+    labels = kmeans_1d(np.asarray(scores)[drawn[graded]], num_group)
+    groups = int(labels.max()) + 1
+    start, stop = seta_window(epoch, min(num_group, groups), window_scale, rule)
+    keep = np.ones(drawn.size, dtype=bool)
+    keep[graded] = (labels >= start) & (labels < stop)
+    return _unweighted(drawn[keep], groups)
+
+
+def infobatch(
+    scores: NDArray[np.floating[Any]],
+    seen: NDArray[np.integer[Any]],
+    epoch: int,
+    rng: np.random.Generator,
+    *,
+    epochs: int,
+    prune_ratio: float = 0.5,
+    delta: float = 0.875,
+) -> EpochPlan:
+    """InfoBatch: drops samples below the mean loss, and weighs up the others (arXiv 2303.04947, section 3).
+
+    A sample whose last loss is below the mean of all last losses is dropped with probability r, and otherwise
+    kept with weight 1/(1 - r); so the expected gradient is that of the full data. All others, never-seen ones
+    included, are kept with weight 1. The last (1 - delta) of the epochs have all data with weight 1.
+
+    Args:
+        scores: float [n], each sample's last loss; NaN where never seen.
+        seen: int [n], how often each sample was trained on.
+        epoch: The epoch to plan, from 0.
+        rng: Decides which samples are dropped.
+        epochs: How many epochs the training has.
+        prune_ratio: r in [0, 1).
+        delta: Fraction of the epochs that prune, in (0, 1].
+
+    Returns:
+        The plan. It holds at least one sample: those at or above the mean are never dropped.
+
+    Raises:
+        RecipeError: An option is out of its range.
+        DataError: The arrays do not fit together, or a score is infinite.
+    """
+    _check_epochs(epochs, delta)
+    _check_ratio(prune_ratio)
+    known = _known(scores, seen)
+    everything = np.arange(known.size, dtype=np.int64)
+    if _anneals(epoch, epochs, delta) or not known.any():
+        return _unweighted(everything)
+    losses = np.asarray(scores, dtype=np.float64)
+    # min() because rounding can lift the mean of equal losses above every one of them.
+    easy = np.zeros(known.size, dtype=bool)
+    easy[known] = losses[known] < min(losses[known].mean(), losses[known].max())
+    dropped = easy & (rng.random(known.size) < prune_ratio)
+    weights = np.where(easy, 1.0 / (1.0 - prune_ratio), 1.0).astype(np.float32)
+    return EpochPlan(everything[~dropped], weights[~dropped], groups=2)
+
+
+def random(
+    scores: NDArray[np.floating[Any]],
+    seen: NDArray[np.integer[Any]],
+    epoch: int,  # noqa: ARG001 - one shape for all policies
+    rng: np.random.Generator,
+    *,
+    prune_ratio: float = 0.0,
+) -> EpochPlan:
+    """The baseline: a fresh uniform (1 - prune_ratio) of all samples each epoch, whatever their losses.
+
+    Args:
+        scores: float [n]; only its length counts.
+        seen: int [n]; only its length counts.
+        epoch: Not used.
+        rng: Source of the draw; not used when `prune_ratio` is 0.
+        prune_ratio: r in [0, 1); 0 is ordinary training on everything.
+
+    Returns:
+        n - floor(r n) samples, all weights 1.
+
+    Raises:
+        RecipeError: `prune_ratio` is out of its range.
+        DataError: The arrays do not fit together, or a score is infinite.
+    """
+    return _unweighted(_uniform(_known(scores, seen).size, prune_ratio, rng))
+
+
+def _known(scores: NDArray[np.floating[Any]], seen: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """Which samples have a loss to go by; checks the arrays that every policy gets."""
+    scores, seen = np.asarray(scores), np.asarray(seen)
+    if scores.ndim != 1 or scores.shape != seen.shape:
+        raise DataError(f"scores have shape {scores.shape} and seen counts {seen.shape}; both must be [n]")
+    if np.isinf(scores).any():
+        raise DataError(f"the losses of samples {np.flatnonzero(np.isinf(scores))[:10].tolist()} are infinite")
+    known: NDArray[np.bool_] = (seen > 0) & ~np.isnan(scores)
+    return known
+
+
+def _uniform(n: int, prune_ratio: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draws n - floor(prune_ratio n) of the numbers 0 .. n - 1, ascending."""
+    _check_ratio(prune_ratio)
+    keep = n - math.floor(prune_ratio * n + 1e-9)
+    if keep == n:
+        return np.arange(n, dtype=np.int64)
+    return np.sort(rng.choice(n, size=keep, replace=False)).astype(np.int64)
+
+
+def _unweighted(indices: NDArray[np.int64], groups: int = 0) -> EpochPlan:
+    return EpochPlan(indices, np.ones(indices.size, dtype=np.float32), groups)
+
+
+def _anneals(epoch: int, epochs: int, delta: float) -> bool:
+    """Whether the epoch is one of the last (1 - delta): 7 of 0 .. 7, or 11 of 0 .. 11, at delta = 0.875."""
+    return epoch >= delta * epochs - 1e-9
+
+
+def _check_epochs(epochs: int, delta: float) -> None:
+    if epochs < 1:
+        raise RecipeError(f"epochs is {epochs}; it must be at least 1")
+    if not 0 < delta <= 1:
+        raise RecipeError(f"delta is {delta}; it must be in (0, 1]")
+
+
+def _check_ratio(prune_ratio: float) -> None:
+    if not 0 <= prune_ratio < 1:
+        raise RecipeError(f"prune_ratio is {prune_ratio}; it must be in [0, 1)")
+
+
+def _check_rule(rule: str) -> None:
+    if rule not in RULES:
+        raise RecipeError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")

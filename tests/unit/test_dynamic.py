@@ -1,0 +1,283 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tamis.errors import DataError, RecipeError
+from tamis.selectors import dynamic
+from tamis.selectors.dynamic import infobatch, kmeans_1d, random, seta, seta_window
+
+losses = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=12)
+
+
+def squared_error(values, labels):
+    return sum(((values[labels == g] - values[labels == g].mean()) ** 2).sum() for g in np.unique(labels))
+
+
+def best_partition_error(values, groups):
+    """Least error over every split of the sorted values into `groups` runs."""
+    ordered = np.sort(values)
+    cuts = itertools.combinations(range(1, len(values)), groups - 1)
+    return min(squared_error(ordered, np.searchsorted(cut, np.arange(len(values)), side="right")) for cut in cuts)
+
+
+@given(losses, st.integers(1, 6))
+@settings(max_examples=200, deadline=None)
+def test_kmeans_1d_is_optimal(values, groups):
+    values = np.array(values)
+    labels = kmeans_1d(values, groups)
+    expected = min(groups, len(np.unique(values)))
+    assert labels.dtype == np.int64
+    assert sorted(set(labels.tolist())) == list(range(expected))
+    best = best_partition_error(values, expected)
+    assert squared_error(values, labels) <= best + 1e-9 * (1 + np.square(values).sum())
+
+
+@given(losses, st.integers(1, 6))
+@settings(deadline=None)
+def test_kmeans_1d_groups_are_ordered_and_keep_equal_values_together(values, groups):
+    values = np.array(values)
+    labels = kmeans_1d(values, groups)
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(labels[order]) >= 0).all()
+    for value in np.unique(values):
+        assert len(set(labels[values == value].tolist())) == 1
+
+
+def test_kmeans_1d_does_not_depend_on_the_order_of_the_values():
+    rng = np.random.default_rng(3)
+    values = rng.exponential(size=500).round(2)
+    shuffle = rng.permutation(500)
+    np.testing.assert_array_equal(kmeans_1d(values[shuffle], 7), kmeans_1d(values, 7)[shuffle])
+
+
+def test_kmeans_1d_weighs_repeated_values():
+    # Two groups: the mass at 0 and 1 is great, so they part, although 1 is nearer to 0 than 2.6 to 1.
+    values = np.repeat([0.0, 1.0, 2.6], [100, 100, 1])
+    np.testing.assert_array_equal(kmeans_1d(values, 2), np.repeat([0, 1, 1], [100, 100, 1]))
+
+
+def test_kmeans_1d_ties_go_to_smaller_lower_groups():
+    np.testing.assert_array_equal(kmeans_1d(np.array([0.0, 1.0, 2.0]), 2), [0, 1, 1])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-12, 1e200])
+def test_kmeans_1d_at_extreme_scales(scale):
+    values = np.array([0.0, 1.0, 10.0, 11.0]) * scale
+    np.testing.assert_array_equal(kmeans_1d(values, 2), [0, 0, 1, 1])
+
+
+def test_kmeans_1d_compressed_is_nearly_as_good_as_exact(monkeypatch):
+    values = np.random.default_rng(0).exponential(size=4000)
+    exact = squared_error(values, kmeans_1d(values, 8))
+    monkeypatch.setattr(dynamic, "COMPRESS_ABOVE", 500)
+    labels = kmeans_1d(values, 8)
+    assert exact <= squared_error(values, labels) < 1.005 * exact
+    assert (np.diff(labels[np.argsort(values)]) >= 0).all()
+    assert labels.max() == 7
+
+
+def test_kmeans_1d_of_nothing():
+    assert kmeans_1d(np.zeros(0), 3).size == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "error"),
+    [
+        ([1.0, np.nan], 2, DataError),
+        ([np.inf], 2, DataError),
+        ([[1.0]], 2, DataError),
+        ([1.0], 0, RecipeError),
+    ],
+)
+def test_kmeans_1d_refuses(values, groups, error):
+    with pytest.raises(error):
+        kmeans_1d(np.array(values), groups)
+
+
+def test_window_of_the_paper_slides_one_group_an_epoch_and_wraps():
+    assert [seta_window(n, 5, 0.6) for n in range(5)] == [(0, 3), (1, 4), (2, 5), (0, 3), (1, 4)]
+    assert seta_window(0, 5, 0.5) == (0, 3)  # ceil(2.5)
+    assert seta_window(0, 20, 0.55) == (0, 11)  # not 12, which rounding errors would give
+    assert seta_window(7, 1, 0.5) == (0, 1)
+    assert seta_window(3, 4, 1.0) == (0, 4)
+
+
+def test_window_of_the_code_rounds_and_starts_with_everything():
+    assert [seta_window(n, 5, 0.5, "code") for n in range(5)] == [(0, 5), (1, 3), (2, 4), (3, 5), (0, 2)]
+    assert seta_window(1, 10, 0.01, "code") == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(-1, 5, 0.5), (0, 0, 0.5), (0, 5, 0.0), (0, 5, 1.1), (0, 5, math.nan), (0, 5, 0.5, "authors")],
+)
+def test_window_refuses(arguments):
+    with pytest.raises(RecipeError):
+        seta_window(*arguments)
+
+
+def seta_by_hand(scores, epoch, *, epochs, num_group, window_scale, delta, rule):
+    """The paper's section 3, sample by sample, without the uniform draw."""
+    n = len(scores)
+    if epoch >= delta * epochs:
+        return list(range(n))
+    known = [i for i in range(n) if not math.isnan(scores[i])]
+    levels = sorted({scores[i] for i in known})
+    group_of = {}
+    if known:
+        groups = min(num_group, len(levels))
+        ordered = sorted(known, key=lambda i: scores[i])
+        values = np.array([scores[i] for i in ordered], dtype=float)
+        best = None
+        for cut in itertools.combinations(range(1, len(values)), groups - 1):
+            labels = np.searchsorted(cut, np.arange(len(values)), side="right")
+            error = squared_error(values, labels)
+            if best is None or error < best[0] - 1e-12:
+                best = (error, labels)
+        group_of = dict(zip(ordered, best[1].tolist(), strict=True))
+    else:
+        groups = num_group
+    w = math.ceil(window_scale * groups) if rule == "paper" else max(1, round(window_scale * groups))
+    start = epoch % (groups - w + 1)
+    if rule == "code" and epoch == 0:
+        start, w = 0, groups
+    return [i for i in range(n) if i not in group_of or start <= group_of[i] < start + w]
+
+
+@pytest.mark.parametrize("rule", ["paper", "code"])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [0.3, 5.0, 1.1, 0.2, 9.5, 2.3, 0.9, 7.2, 3.14],
+        [0.5, 0.25, math.nan, 4.0, math.nan, 1.75, 8.25],
+        [math.nan] * 5,
+        [2.0] * 6,
+        [1.0, 1.0, 3.0, 3.0, 3.0],
+        [1.5],
+    ],
+)
+def test_seta_against_a_transcription(scores, rule):
+    scores = np.array(scores, dtype=np.float32)
+    seen = (~np.isnan(scores)).astype(int)
+    options = {"epochs": 8, "num_group": 4, "window_scale": 0.5, "delta": 0.875, "rule": rule}
+    for epoch in range(8):
+        plan = seta(scores, seen, epoch, np.random.default_rng(0), **options)
+        expected = seta_by_hand(scores.astype(float), epoch, **options)
+        assert plan.indices.tolist() == expected
+        assert plan.indices.dtype == np.int64
+        assert plan.weights.dtype == np.float32
+        assert plan.weights.tolist() == [1.0] * len(expected)
+
+
+def test_seta_counts_as_unseen_what_has_no_count_or_no_loss():
+    scores = np.array([0.0, 1.0, 2.0, 3.0, np.nan])
+    plan = seta(
+        scores,
+        np.array([1, 1, 1, 0, 1]),
+        0,
+        np.random.default_rng(0),
+        epochs=10,
+        num_group=3,
+        window_scale=0.3,
+    )
+    assert plan.indices.tolist() == [0, 3, 4]
+    assert plan.groups == 3
+
+
+def test_seta_thins_uniformly_before_the_window_and_in_the_last_epochs():
+    n, scores = 1000, np.linspace(0, 1, 1000)
+    options = {"epochs": 8, "num_group": 10, "window_scale": 0.5, "prune_ratio": 0.1}
+    plans = [seta(scores, np.ones(n, int), epoch, np.random.default_rng(epoch), **options) for epoch in range(8)]
+    assert plans[7].indices.size == 900
+    for plan in plans[:7]:
+        assert 400 <= plan.indices.size <= 500
+        assert (np.diff(plan.indices) > 0).all()
+        # Equally spaced losses: the window is one run of them.
+        assert np.ptp(plan.indices) < 560
+    assert plans[0].indices.max() < plans[5].indices.min() + 60
+
+
+@given(st.integers(1, 60), st.integers(0, 11), st.floats(0, 0.9), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_every_policy_gives_a_plan_of_the_documented_form(n, epoch, prune_ratio, seed):
+    rng = np.random.default_rng(seed)
+    seen = rng.integers(0, 3, n)
+    scores = np.where(seen > 0, rng.exponential(size=n), np.nan)
+    before = scores.copy()
+    for policy, options in (
+        (seta, {"epochs": 12, "prune_ratio": prune_ratio}),
+        (infobatch, {"epochs": 12, "prune_ratio": prune_ratio}),
+        (random, {"prune_ratio": prune_ratio}),
+    ):
+        plan = policy(scores, seen, epoch, np.random.default_rng(seed), **options)
+        again = policy(scores, seen, epoch, np.random.default_rng(seed), **options)
+        np.testing.assert_array_equal(plan.indices, again.indices)
+        np.testing.assert_array_equal(plan.weights, again.weights)
+        assert plan.indices.dtype == np.int64
+        assert plan.weights.dtype == np.float32
+        assert 1 <= plan.indices.size == plan.weights.size
+        assert plan.indices.min() >= 0
+        assert plan.indices.max() < n
+        assert (np.diff(plan.indices) > 0).all()
+        assert (plan.weights > 0).all()
+    np.testing.assert_array_equal(scores, before)
+
+
+def test_infobatch_drops_only_below_the_mean_and_keeps_the_expected_sum():
+    scores = np.array([0.0, 0.5, 1.0, 6.5, np.nan])  # mean of the seen ones: 2
+    seen = np.array([1, 1, 1, 1, 0])
+    drops, total = np.zeros(5), np.zeros(5)
+    for trial in range(2000):
+        plan = infobatch(scores, seen, 1, np.random.default_rng(trial), epochs=10, prune_ratio=0.25)
+        present = np.zeros(5)
+        present[plan.indices] = 1
+        drops += 1 - present
+        total[plan.indices] += plan.weights
+    assert drops[3:].tolist() == [0, 0]
+    np.testing.assert_allclose(drops[:3] / 2000, 0.25, atol=0.04)
+    np.testing.assert_allclose(total / 2000, 1, atol=0.05)
+
+
+def test_infobatch_anneals_with_all_data_and_weight_one_even_for_fractional_limits():
+    scores, seen = np.array([0.0, 1.0, 5.0]), np.ones(3, int)
+    for epochs, first in ((12, 11), (8, 7), (10, 9)):
+        for epoch in range(first, epochs):
+            plan = infobatch(scores, seen, epoch, np.random.default_rng(0), epochs=epochs)
+            assert plan.indices.tolist() == [0, 1, 2]
+            assert plan.weights.tolist() == [1, 1, 1]
+        pruning = infobatch(scores, seen, first - 1, np.random.default_rng(0), epochs=epochs)
+        assert pruning.weights.max() == 2
+
+
+def test_infobatch_keeps_equal_losses():
+    plan = infobatch(np.full(10, 0.1), np.ones(10, int), 0, np.random.default_rng(0), epochs=4)
+    assert plan.indices.size == 10
+
+
+def test_random_keeps_the_exact_count():
+    plan = random(np.full(10, np.nan), np.zeros(10, int), 0, np.random.default_rng(0), prune_ratio=0.3)
+    assert plan.indices.size == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"epochs": 0}, RecipeError),
+        ({"epochs": 4, "delta": 0}, RecipeError),
+        ({"epochs": 4, "delta": math.nan}, RecipeError),
+        ({"epochs": 4, "prune_ratio": 1.0}, RecipeError),
+        ({"epochs": 4, "prune_ratio": -0.1}, RecipeError),
+        ({"epochs": 4, "num_group": 0}, RecipeError),
+        ({"epochs": 4, "rule": "both"}, RecipeError),
+        ({"epochs": 4, "scores": [1.0, np.inf]}, DataError),
+        ({"epochs": 4, "scores": [1.0]}, DataError),
+    ],
+)
+def test_seta_refuses(options, error):
+    scores = np.array(options.pop("scores", [1.0, 2.0]))
+    with pytest.raises(error):
+        seta(scores, np.ones(2, int), 0, np.random.default_rng(0), **options)

@@ -1,0 +1,140 @@
+import datetime
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tamis.errors import DataError, OutputError, RecipeError
+from tamis.manifests.export import export
+
+SOURCE = pa.table(
+    {
+        "id": ["a", "b", "c", "d"],
+        "text": ["zero", "one\ntwo", "drei „é“", None],
+        "x": [0.5, float("nan"), 2.0, 3.0],
+        "raw": [b"\xff", b"", None, b"d"],
+        "day": [datetime.date(2020, 1, day) for day in (1, 2, 3, 4)],
+        "list": [[1, 2], [], None, [3]],
+    }
+)
+
+
+def manifest(ids=("c", "b"), rows=(2, 1)):
+    select = pa.table(
+        {
+            "sample_id": list(ids),
+            "row": pa.array(rows, pa.int64()),
+            "rank": pa.array(range(len(rows)), pa.int32()),
+            "weight": pa.array([1.5, 0.5][: len(rows)], pa.float32()),
+        }
+    )
+    return SimpleNamespace(select=select, subset_id="0123456789abcdef" * 4)
+
+
+def source_rows(rows):
+    assert isinstance(rows, np.ndarray)
+    return SOURCE.take(pa.array(rows))
+
+
+def test_parquet(tmp_path):
+    out = export(manifest(), source_rows, "parquet", tmp_path / "x.parquet")
+    table = pq.read_table(out)
+    assert table.column_names == [*SOURCE.column_names, "tamis_weight", "tamis_rank"]
+    assert table["id"].to_pylist() == ["c", "b"]
+    assert table["tamis_weight"].to_pylist() == [1.5, 0.5]
+    assert table["tamis_rank"].to_pylist() == [0, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
+
+
+def test_jsonl(tmp_path):
+    out = export(manifest(), source_rows, "jsonl", tmp_path / "x.jsonl")
+    records = [json.loads(line) for line in out.read_bytes().splitlines()]
+    day = {"c": "2020-01-03", "b": "2020-01-02"}
+    assert records == [
+        {
+            "id": "c",
+            "text": "drei „é“",
+            "x": 2.0,
+            "raw": None,
+            "day": day["c"],
+            "list": None,
+            "tamis_weight": 1.5,
+            "tamis_rank": 0,
+        },
+        {
+            "id": "b",
+            "text": "one\ntwo",
+            "x": None,
+            "raw": "",
+            "day": day["b"],
+            "list": [],
+            "tamis_weight": 0.5,
+            "tamis_rank": 1,
+        },
+    ]
+
+
+def test_ids(tmp_path):
+    out = export(manifest(["é", "b"]), source_rows, "ids", tmp_path / "x.txt")
+    assert out.read_bytes() == "é\nb\n".encode()
+
+
+def test_ids_with_line_breaks_are_refused(tmp_path):
+    with pytest.raises(DataError, match="line break"):
+        export(manifest(["a\nb", "c"]), source_rows, "ids", tmp_path / "x.txt")
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_hugging_face(tmp_path):
+    import datasets
+
+    out = export(manifest(), source_rows, "hf", tmp_path / "x")
+    loaded = datasets.load_from_disk(str(out))
+    assert loaded["id"][:] == ["c", "b"]
+    assert loaded["tamis_weight"][:] == [1.5, 0.5]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(OutputError, match="not overwritten"):
+        export(manifest(), source_rows, "ids", tmp_path / "x")
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_other_formats_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="parquet, jsonl, ids, hf"):
+        export(manifest(), source_rows, "pickle", tmp_path / "x")
+
+
+def test_columns_of_an_earlier_export_are_refused(tmp_path):
+    with pytest.raises(DataError, match="tamis_rank"):
+        export(
+            manifest(),
+            lambda rows: source_rows(rows).append_column("tamis_rank", pa.array([1, 2])),
+            "parquet",
+            tmp_path / "x",
+        )
+
+
+def test_too_few_rows_are_refused(tmp_path):
+    with pytest.raises(DataError, match="2 rows were asked of the source, 1 came"):
+        export(manifest(), lambda rows: source_rows(rows[:1]), "jsonl", tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_missing_folder_is_an_output_error(tmp_path):
+    with pytest.raises(OutputError, match="cannot write"):
+        export(manifest(), source_rows, "ids", tmp_path / "no" / "x")
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    def fail(rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(manifest(), fail, "parquet", tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == []

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from tamis.errors import RecipeError
+from tamis.selectors.shares import largest_remainder
+
+
+def test_proportional_parts():
+    assert largest_remainder(np.array([1.0, 2.0, 3.0]), 12).tolist() == [2, 4, 6]
+
+
+def test_ties_go_to_the_lowest_index_exactly():
+    # Quotas 4/3, 1/3, 1/3: in floating point the fraction of the first would be a little smaller.
+    assert 4 / 3 - 1 < 1 / 3
+    assert largest_remainder(np.array([4.0, 1.0, 1.0]), 2).tolist() == [2, 0, 0]
+    for k in range(1, 30):
+        assert largest_remainder(np.full(k, 0.1), k + 1).tolist() == [2] + [1] * (k - 1)
+
+
+def test_caps_pass_their_excess_on_in_proportion():
+    assert largest_remainder(np.array([100.0, 2.0, 1.0]), 13, np.array([4, 50, 50])).tolist() == [4, 6, 3]
+    assert largest_remainder(np.array([8.0, 4.0, 2.0, 1.0]), 12, np.array([2, 2, 2, 50])).tolist() == [
+        2,
+        2,
+        2,
+        6,
+    ]
+
+
+def test_zero_weights_get_only_what_is_left():
+    assert largest_remainder(np.array([0.0, 1.0]), 3).tolist() == [0, 3]
+    assert largest_remainder(np.array([0.0, 1.0, 0.0]), 6, np.array([5, 3, 5])).tolist() == [2, 3, 1]
+    assert largest_remainder(np.zeros(3), 4).tolist() == [2, 1, 1]
+
+
+def test_edges():
+    assert largest_remainder(np.array([5.0, 5.0]), 0).tolist() == [0, 0]
+    assert largest_remainder(np.empty(0), 0).tolist() == []
+    assert largest_remainder(np.array([1e-300, 1e300]), 3, np.array([3, 2])).tolist() == [1, 2]
+    assert largest_remainder(np.array([3.0, 1.0]), 10, np.array([4, 6])).tolist() == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("weights", "total", "caps"),
+    [
+        ([1.0, 1.0], 5, [2, 2]),
+        ([1.0, -1.0], 1, None),
+        ([1.0, np.nan], 1, None),
+        ([1.0, np.inf], 1, None),
+        ([1.0], -1, None),
+        ([1.0], 1, [-1]),
+        ([1.0, 1.0], 1, [1]),
+        ([], 1, None),
+    ],
+)
+def test_refusals(weights, total, caps):
+    with pytest.raises(RecipeError):
+        largest_remainder(np.array(weights), total, None if caps is None else np.array(caps))
+
+
+def test_message_shows_what_is_missing():
+    with pytest.raises(RecipeError, match="cannot give out 5: the caps of 2 shares sum to 4, 1 too few"):
+        largest_remainder(np.ones(2), 5, np.array([2, 2]))
