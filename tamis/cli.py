@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tamis.pipelines.plan import Plan
+    from tamis.pipelines.run import Run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,10 +106,15 @@ def run(
             overrides=overrides,
             on_event=progress.on_event,
         )
-    manifest = result.open_manifest()
+    click.echo(json.dumps(run_facts(result), sort_keys=True) if as_json else show_run(result))
+
+
+def run_facts(result: Run) -> dict[str, Any]:
+    """What `tamis run` prints."""
     from tamis.reports.funnel import funnel
 
-    facts = {
+    manifest = result.open_manifest()
+    return {
         "run": str(result.folder),
         "manifest": str(result.record),
         "subset_id": result.subset_id,
@@ -120,7 +126,6 @@ def run(
         "tasks_run": len(result.ran),
         "seconds": result.seconds,
     }
-    _print(facts, as_json, _show_funnel)
 
 
 @main.command()
@@ -409,7 +414,9 @@ def _print(facts: Mapping[str, Any], as_json: bool, show: Callable[[Any], str]) 
     click.echo(json.dumps(facts, sort_keys=True) if as_json else show(facts))
 
 
-def _show_funnel(facts: Mapping[str, Any]) -> str:
+def show_run(result: Run) -> str:
+    """The funnel of a run, its manifest and its identity, as text."""
+    facts = run_facts(result)
     lines = [f"{'rows in':<42} {facts['rows']:>11,}"]
     for item in facts["funnel"]:
         what = f"{item['stage']}: {item['decision'].replace('_', ' ')}"
@@ -459,7 +466,7 @@ def _show_why(facts: Mapping[str, Any]) -> str:
         )
         if item["decision"] == "kept":
             known = [
-                f"{key} {item[key]:g}"
+                f"{key} {item[key]:g}" if isinstance(item[key], float) else f"{key} {item[key]}"
                 for key in ("rank", "weight", "gain", "cluster", "difficulty")
                 if item.get(key) is not None
             ]

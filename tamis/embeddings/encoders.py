@@ -216,7 +216,8 @@ def read_vectors(path: Path, start: int, stop: int) -> Matrix:
     Raises:
         DataError: If the format is another, or the content is no matrix of numbers.
     """
-    return np.asarray(_open(path)[start:stop], np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is set aside as that
+        return np.asarray(_open(path)[start:stop], np.float32)
 
 
 def count_vectors(path: Path) -> int:
@@ -232,9 +233,11 @@ def _open(path: Path) -> npt.NDArray[Any]:
 def _open_vectors(name: str, changed: int) -> npt.NDArray[Any]:  # noqa: ARG001, a changed file is another one
     path = Path(name)
     matrix: npt.NDArray[Any]
+    from safetensors import SafetensorError
+
     try:
         if path.suffix == ".npy":
-            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+            matrix = np.lib.format.open_memmap(path, mode="r")
         elif path.suffix == ".safetensors":
             from safetensors.numpy import load_file
 
@@ -251,7 +254,7 @@ def _open_vectors(name: str, changed: int) -> npt.NDArray[Any]:  # noqa: ARG001,
                 f"{path}: vectors are read from .npy, .arrow, .parquet or .safetensors; pickled formats can run "
                 "code and are refused"
             )
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError, TypeError, SafetensorError) as error:
         raise DataError(f"{path}: cannot read vectors: {error}") from error
     if matrix.ndim != 2 or matrix.dtype.kind != "f":
         raise DataError(
@@ -281,7 +284,7 @@ def stack_lists(column: Any, origin: str) -> npt.NDArray[Any]:
     """Turn a column of equally long lists into a matrix.
 
     Raises:
-        DataError: If the lists differ in length (the first such row and both lengths are named).
+        DataError: If the lists differ in length (the first such row and both lengths are named) or are empty.
     """
     import pyarrow.compute as pc
 
@@ -289,6 +292,8 @@ def stack_lists(column: Any, origin: str) -> npt.NDArray[Any]:
     if len(lengths) and (lengths != lengths[0]).any():
         row = int(np.flatnonzero(lengths != lengths[0])[0])
         raise DataError(f"{origin}: vectors differ in length: row 0 has {lengths[0]}, row {row} has {lengths[row]}")
+    if len(lengths) and not lengths[0]:
+        raise DataError(f"{origin}: vectors are empty lists; each needs at least one number")
     flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False))
     floats: npt.NDArray[Any] = flat if flat.dtype.kind == "f" else flat.astype(np.float64)
     stacked: npt.NDArray[Any] = floats.reshape(len(column), -1)

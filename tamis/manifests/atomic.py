@@ -75,6 +75,12 @@ def content_name(stem: str, index: int, count: int, sha256: str, suffix: str) ->
     return f"{stem}-{index:05d}-of-{count:05d}.{sha256[:16]}.{suffix.removeprefix('.')}"
 
 
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder tree; the caller holds its lock."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tamis.errors import DataError
+from tamis.errors import DataError, TamisError, WorkerError
 from tamis.manifests.atomic import crash_point, write_atomic
 from tamis.manifests.canonical import canonical_json, digest
 from tamis.pipelines.resources import one_thread, peak_memory, reset_peak_memory
@@ -214,6 +214,10 @@ def run_node(node: Node, work: str, *_finished: object) -> Artifact:
 
     It may run twice: the file is named by its content. `_finished` are the inputs' results, there only so
     that the scheduler runs them first; what they made is read from the working folder.
+
+    Raises:
+        TamisError: What the task says is wrong.
+        WorkerError: The task failed in a way that it did not foresee; the message names the node.
     """
     folder = Path(work)
     done = load_record(folder, node.reference)
@@ -225,8 +229,13 @@ def run_node(node: Node, work: str, *_finished: object) -> Artifact:
         importlib.import_module(library)
     reset_peak_memory()
     start = time.perf_counter()
-    with one_thread():
-        output = task.run(node.params, Inputs(work, inputs, node.hints))
+    try:
+        with one_thread():
+            output = task.run(node.params, Inputs(work, inputs, node.hints))
+    except TamisError:
+        raise
+    except Exception as error:
+        raise WorkerError(f"{node.name} failed: {type(error).__name__}: {error}") from error
     file, sha256, size, rows = None, None, 0, 0
     if output.table is not None:
         data = _file_bytes(output.table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -327,7 +328,11 @@ def load_recipe(
     """
     lines: LineOf = _no_lines
     if isinstance(source, Recipe):
+        # A stage made in Python need not name its kind, which the dump of set fields then lacks.
         raw: dict[str, Any] = source.model_dump(by_alias=True, exclude_unset=True)
+        raw["stages"] = [
+            {"kind": stage.kind, **dumped} for stage, dumped in zip(source.stages, raw["stages"], strict=True)
+        ]
         origin, folder = "recipe", Path.cwd()
     elif isinstance(source, Mapping):
         raw, origin, folder = dict(source), "recipe", Path.cwd()
@@ -365,31 +370,35 @@ def _override(raw: Mapping[str, Any], text: str) -> dict[str, Any]:
     if not equals or not all(keys):
         raise RecipeError(f"--set {text!r}: write it as stage.key=value, such as select.budget=0.1")
     value = load_recipe_text(f"value: {value_text}", f"--set {text}")[0]["value"]
-    changed = {**raw, "stages": [dict(stage) for stage in raw.get("stages", ())]}
+    stages = raw.get("stages") or ()
+    if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
+        raise RecipeError(f"--set {text!r}: the recipe's stages are not a list of mappings; mend the recipe first")
+    changed = {**raw, "stages": [dict(stage) for stage in stages]}
     if len(keys) == 1:
         return {**changed, keys[0]: value}
     if len(keys) != 2:
         raise RecipeError(f"--set {text!r}: {target!r} is too deep; write stage.key=value")
     head, key = keys
-    kind, _, index = head.partition("[")
+    matched = re.fullmatch(r"([^\[\]]+)(?:\[([0-9]{1,3})\])?", head)
+    if matched is None:
+        raise RecipeError(f"--set {text!r}: {head!r} is not a stage; write prune, or prune[1] for the second prune")
+    kind, index = matched.groups()
     of_kind = [stage for stage in changed["stages"] if stage.get("kind") == kind]
     if of_kind:
-        try:
-            position = int(index.rstrip("]")) if index else 0
-            stage = of_kind[position]
-        except (ValueError, IndexError):
-            raise RecipeError(
-                f"--set {text!r}: the recipe has {len(of_kind)} stage(s) of kind {kind}, counted from 0"
-            ) from None
-        if not index and len(of_kind) > 1:
+        if int(index or 0) >= len(of_kind):
+            raise RecipeError(f"--set {text!r}: the recipe has {len(of_kind)} stage(s) of kind {kind}, counted from 0")
+        if index is None and len(of_kind) > 1:
             raise RecipeError(
                 f"--set {text!r}: {len(of_kind)} stages are of kind {kind}; say which: {kind}[0] to "
                 f"{kind}[{len(of_kind) - 1}]"
             )
-        stage[key] = value
+        of_kind[int(index or 0)][key] = value
         return changed
     if kind in ("dataset", "train"):
-        return {**changed, kind: {**dict(changed.get(kind) or {}), key: value}}
+        section = changed.get(kind) or {}
+        if not isinstance(section, Mapping):
+            raise RecipeError(f"--set {text!r}: the recipe's {kind} is not a mapping; mend the recipe first")
+        return {**changed, kind: {**section, key: value}}
     kinds = sorted({str(stage.get("kind")) for stage in changed["stages"]})
     raise RecipeError(
         f"--set {text!r}: no stage {kind!r} in this recipe; it has {', '.join(kinds)}, and dataset and train"
@@ -418,7 +427,8 @@ def _explain(error: ValidationError, raw: Mapping[str, Any], origin: str, lines:
             and (location[-1].startswith("literal[") or location[-1] in ("int", "float"))
         ):
             location = location[:-1]
-        line = lines(location)
+        # What is missing has no line of its own: that of the mapping it belongs into says where to look.
+        line = next((found for end in range(len(location), 0, -1) if (found := lines(location[:end]))), None)
         where = f"{origin}:{line}" if line else origin
         dotted = ".".join(str(part) for part in location) or "recipe"
         messages.append(f"{where}: {dotted}: {_what(item, location, raw)}")

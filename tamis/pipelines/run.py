@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tamis.errors import LockedError, OutputError, RecipeError, WorkerError
-from tamis.manifests.atomic import write_atomic
+from tamis.errors import DamagedManifestError, DatasetMismatchError, LockedError, OutputError, RecipeError, WorkerError
+from tamis.manifests.atomic import sweep, write_atomic
 from tamis.manifests.reader import Manifest, open_manifest, versions
 from tamis.manifests.reader import record_path as manifest_record_path
 from tamis.pipelines.node import Artifact, DamagedArtifactError, forget
@@ -87,6 +87,7 @@ def run(
     start = time.perf_counter()
     folder = Path(out).resolve()
     with locked(folder), _EventLog(folder, on_event) as events:
+        sweep(folder)
         plan = plan_run(recipe, folder, data=data, limit=limit, overrides=overrides)
         ran: list[str] = []
         for _ in range(_REPAIRS):
@@ -103,18 +104,29 @@ def run(
             _save_run(folder, plan)
             try:
                 _execute(plan, folder, todo, executor, workers, events, ran)
+                opened = open_manifest(folder)
                 break
             except DamagedArtifactError as error:
                 # Found by its sha256 when read: forget it, and run it again.
                 forget(folder / "work", error.reference)
                 events("repair", node=error.reference[0], reason=str(error))
+            except DamagedManifestError as error:
+                # Committed before, damaged since: the commit runs again and writes the same bytes.
+                if plan.target.name in ran:
+                    raise
+                forget(folder / "work", plan.target.reference)
+                events("repair", node=plan.target.name, reason=str(error))
+            except DatasetMismatchError:
+                # A block may have read other bytes than its key says: nothing of this run can be trusted.
+                for node in plan.nodes.values():
+                    forget(folder / "work", node.reference)
+                raise
         else:
             raise OutputError(
                 f"files of {folder / 'work'} were found damaged {_REPAIRS} times in a row; check the disk"
             )
         records = finished(plan, folder / "work")
         record = folder / "manifest" / str(records[plan.target.name].facts["record"])
-        opened = open_manifest(folder)
         result = Run(
             folder,
             record,
@@ -145,16 +157,18 @@ def plan_run(
         raise RecipeError(f"limit is {limit}; the least is 1")
     if data is not None and isinstance(recipe, Mapping):
         # The rows come from memory: their place in the recipe is a name.
-        recipe = {**recipe, "dataset": {"path": "memory", **recipe.get("dataset", {})}}
+        section = recipe.get("dataset") or {}
+        if isinstance(section, Mapping):
+            recipe = {**recipe, "dataset": {"path": "memory", **section}}
     loaded, base = load_recipe(recipe, overrides)
     where = loaded.dataset.path
-    location = data if data is not None else (where if Path(where).is_absolute() else str(base / where))
+    location = data if data is not None else (where if "://" in where else str(base / where))
     known = _known_scans(folder)
     sources = tuple(scan(found, known) for found in resolve(location, folder / "data"))
     for source in sources:
         require_columns(source, list(loaded.dataset.fields.values()))
     _remember_scans(folder, known, sources)
-    return make_plan(loaded, sources, base, folder, str(location) if data is None else str(folder / "data"), limit)
+    return make_plan(loaded, sources, base, folder, str(location) if data is None else sources[0].location, limit)
 
 
 def cached(plan: Plan, folder: Path) -> dict[str, Artifact]:
@@ -195,11 +209,13 @@ def _execute(
         return
     from tamis.pipelines.execute import execute
 
+    before = len(ran)
+
     def on_done(artifact: Artifact) -> None:
         ran.append(artifact.name)
         events(
             "node", node=artifact.name, stage=plan.stages[plan.nodes[artifact.name].stage].label, rows=artifact.rows,
-            seconds=artifact.seconds, peak_bytes=artifact.peak_bytes, left=len(todo) - len(ran),
+            seconds=artifact.seconds, peak_bytes=artifact.peak_bytes, left=len(todo) - (len(ran) - before),
         )  # fmt: skip
 
     try:
@@ -251,7 +267,10 @@ class _EventLog:
         self.path, self.on_event = folder / "events.jsonl", on_event
 
     def __enter__(self) -> _EventLog:
-        self.stream = self.path.open("a", encoding="utf-8")
+        try:
+            self.stream = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._unwritable(error) from error
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -259,10 +278,16 @@ class _EventLog:
 
     def __call__(self, event: str, **facts: Any) -> None:
         item = {"time": round(time.time(), 3), "event": event, **facts}
-        self.stream.write(json.dumps(item) + "\n")
-        self.stream.flush()
+        try:
+            self.stream.write(json.dumps(item) + "\n")
+            self.stream.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
         if self.on_event is not None:
             self.on_event(item)
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(f"cannot write {self.path}: {error.strerror or error}; free space or give another --out")
 
 
 def _save_run(folder: Path, plan: Plan) -> None:

@@ -96,7 +96,9 @@ def resolve(data: Any, spool: Path | None = None) -> list[FoundFile]:
         return [_spooled(data, spool)]
     name = os.fspath(data)
     if "://" in name:
-        raise DataError(f"{name} is a remote address; files on this machine are read: copy it here first")
+        # No more of it is shown: a user name, a token or a signed query may be in it.
+        scheme = name.partition("://")[0]
+        raise DataError(f"{scheme}://... is a remote address; files on this machine are read: copy it here first")
     path = Path(name)
     if path.is_dir():
         found = _in_folder(path)

@@ -80,7 +80,8 @@ def values(inputs: Inputs, role: str, name: str, rows: Rows) -> npt.NDArray[Any]
             column.offset : column.offset + len(column)
         ]
         return raw[at]
-    picked: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)[at]
+    # Picked before it leaves Arrow: a null among the other rows would make floats of integers.
+    picked: npt.NDArray[Any] = column.take(pa.array(at)).to_numpy(zero_copy_only=False)
     return picked
 
 

@@ -246,7 +246,7 @@ def seta(
     _check_rule(rule)
     known = _known(scores, seen)
     drawn = _uniform(known.size, prune_ratio, rng)
-    if _anneals(epoch, epochs, delta):
+    if anneals(epoch, epochs, delta):
         return _unweighted(drawn)
     graded = known[drawn]
     if not graded.any():
@@ -297,7 +297,7 @@ def infobatch(
     _check_ratio(prune_ratio)
     known = _known(scores, seen)
     everything = np.arange(known.size, dtype=np.int64)
-    if _anneals(epoch, epochs, delta) or not known.any():
+    if anneals(epoch, epochs, delta) or not known.any():
         return _unweighted(everything)
     losses = np.asarray(scores, dtype=np.float64)
     # min() because rounding can lift the mean of equal losses above every one of them.
@@ -359,7 +359,7 @@ def _unweighted(indices: NDArray[np.int64], groups: int = 0) -> EpochPlan:
     return EpochPlan(indices, np.ones(indices.size, dtype=np.float32), groups)
 
 
-def _anneals(epoch: int, epochs: int, delta: float) -> bool:
+def anneals(epoch: int, epochs: int, delta: float) -> bool:
     """Whether the epoch is one of the last (1 - delta): 7 of 0 .. 7, or 11 of 0 .. 11, at delta = 0.875."""
     return epoch >= delta * epochs - 1e-9
 

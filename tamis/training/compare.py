@@ -47,7 +47,7 @@ class Result:
 
 
 def compare(
-    subsets: Mapping[str, NDArray[np.int64]],
+    subsets: Mapping[str, NDArray[np.int64] | Callable[[int], NDArray[np.int64]]],
     texts: Sequence[str],
     labels: NDArray[np.int64],
     sample_weights: Mapping[str, NDArray[np.float32]] | None,
@@ -61,7 +61,8 @@ def compare(
     """Trains on each subset with each seed until `total_samples` samples are seen; measures test accuracy.
 
     Args:
-        subsets: Positions in `texts` by the subset's name.
+        subsets: Positions in `texts` by the subset's name, or a function from the seed to them (a subset that
+            is random should be drawn anew for each seed).
         texts: All texts.
         labels: int64, all labels, from 0.
         sample_weights: float32 weights in the order of the subset's positions, by name; a subset without an
@@ -88,12 +89,13 @@ def compare(
         raise RecipeError(f"no config for the subsets {sorted(set(subsets) - set(configs))}")
     features, held_out = featurise(texts), (featurise(test[0]), test[1])
     results = []
-    for name, rows in subsets.items():
+    for name, subset in subsets.items():
         base = configs if isinstance(configs, TrainConfig) else configs[name]
-        config = replace(base, total_samples=total_samples, epochs=-(-total_samples // max(len(rows), 1)))
-        weights = (sample_weights or {}).get(name, np.ones(len(rows), dtype=np.float32))
         runs = []
         for seed in seeds:
+            rows = subset(seed) if callable(subset) else subset
+            weights = (sample_weights or {}).get(name, np.ones(len(rows), dtype=np.float32))
+            config = replace(base, total_samples=total_samples, epochs=-(-total_samples // max(len(rows), 1)))
             run = fit_features(features.take(rows), labels[rows], weights, held_out, replace(config, seed=seed))
             assert run.accuracy is not None
             runs.append((run.accuracy, run.samples_seen, run.seconds))

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.errors import DataError
-from tamis.manifests.canonical import digest
+from tamis.errors import DataError, DatasetMismatchError
+from tamis.manifests.canonical import digest, sha256_file
 from tamis.manifests.commit import commit
 from tamis.manifests.fingerprint import dataset_fingerprint
 from tamis.pipelines.node import Inputs, Node, Output, Task, task_of
@@ -52,7 +52,9 @@ def expand(
         "stages": [_describe_stage(stage, nodes) for stage in stages],
         "columns": sorted(columns),
     }
-    return add("commit.manifest", params, inputs, hints={"folder": str(out / "manifest"), "sources": sources})
+    outside = {node.hints["file"]: node.params["sha256"] for node in nodes.values() if "file" in node.hints}
+    hints = {"folder": str(out / "manifest"), "sources": sources, "outside": outside}
+    return add("commit.manifest", params, inputs, hints=hints)
 
 
 def portable_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -152,9 +154,17 @@ def manifest(params: Mapping[str, Any], inputs: Inputs) -> Output:
         select=select,
         audit=audit,
         body=body,
-        before_link=lambda: check_unchanged(inputs.hints["sources"]),
+        before_link=lambda: _check_files(inputs.hints),
     )
     return Output(None, {"record": path.name, "selected": k, "rows": index.num_rows})
+
+
+def _check_files(hints: Mapping[str, Any]) -> None:
+    """Refuse to commit what was computed from files that have changed meanwhile: sources, vectors, losses."""
+    check_unchanged(hints["sources"])
+    for name, sha256 in hints["outside"].items():
+        if not Path(name).is_file() or sha256_file(name) != sha256:
+            raise DatasetMismatchError(f"{name} has changed since the run began: leave it alone, and run again")
 
 
 def kernels() -> dict[str, str]:

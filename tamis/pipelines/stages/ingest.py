@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.errors import DataError
+from tamis.pipelines.formats import LONE_SURROGATE, NOT_UTF8
 from tamis.pipelines.node import Inputs, Node, Output, Task
 from tamis.pipelines.plan import Add, Flow
 from tamis.pipelines.sources import SourceFile, read_rows
@@ -102,6 +103,8 @@ def sample_table(table: pa.Table, fields: Mapping[str, str]) -> pa.Table:
             if not (_is_text(kind) or pa.types.is_null(kind)):
                 raise DataError(f"column {name!r} is the text and holds {kind}; allowed are strings")
             column = column.cast(pa.large_string())
+        elif not (_is_vector(kind) or pa.types.is_null(kind)):
+            raise DataError(f"column {name!r} is the vectors and holds {kind}; allowed are lists of numbers")
         data[role] = column
     return pa.table(data)
 
@@ -110,12 +113,24 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def _is_vector(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and bool(
+        pa.types.is_floating(kind.value_type)
+        or pa.types.is_integer(kind.value_type)
+        or pa.types.is_null(kind.value_type)
+    )
+
+
 def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Read one block of one source file: ids, hashes, text, label, and what is wrong with each row."""
     source: SourceFile = inputs.hints["source"]
     fields: dict[str, str] = params["fields"]
     raw, undecodable = read_rows(source, list(dict.fromkeys(fields.values())), params["start"], params["stop"])
-    table = sample_table(raw, fields)
+    try:
+        table = sample_table(raw, fields)
+    except DataError as error:
+        raise DataError(f"{source.location}: {error}") from error
     n = table.num_rows
     roles = tuple(role for role in ("text", "vectors", "label") if role in fields)
     problem = np.full(n, "", dtype=object)
@@ -128,7 +143,8 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
         problem[_mask(pc.equal(pc.utf8_trim_whitespace(text), ""))] = "text is empty"
         problem[_mask(pc.greater(pc.binary_length(text), params["max_text_bytes"]))] = "text is too long"
         problem[_mask(pc.is_null(text))] = "text is null"
-    problem[undecodable != 0] = "not valid UTF-8"
+    problem[undecodable == NOT_UTF8] = "not valid UTF-8"
+    problem[undecodable == LONE_SURROGATE] = "lone surrogate in a JSON string"
     bad = pa.array(problem != "")
     if "text" in fields:
         table = table.set_column(

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.state import alive_rows, effect, values
-from tamis.selectors.dynamic import kmeans_1d, seta_window
+from tamis.selectors.dynamic import anneals, kmeans_1d, seta_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,9 +36,10 @@ def seta(params: Mapping[str, Any], inputs: Inputs) -> Output:
     alive = alive_rows(inputs)
     difficulty = kmeans_1d(values(inputs, "loss", "loss", alive), params["num_group"])
     groups = int(difficulty.max()) + 1 if len(difficulty) else 1
-    windowed = int(np.ceil(params["epochs"] * params["delta"]))
     windows = [
-        list(seta_window(epoch, groups, params["window_scale"], params["rule"])) if epoch < windowed else [0, groups]
+        [0, groups]
+        if anneals(epoch, params["epochs"], params["delta"])
+        else list(seta_window(epoch, groups, params["window_scale"], params["rule"]))
         for epoch in range(params["epochs"])
     ]
     sizes = np.bincount(difficulty, minlength=groups)

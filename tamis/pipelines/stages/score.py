@@ -138,10 +138,12 @@ def read(params: Mapping[str, Any], inputs: Inputs) -> Output:
     files = scan_all(inputs.hints["file"])
     table = take_rows(files, np.arange(files[0].rows), [params["id_column"], params["column"]])
     given = table[params["id_column"]].cast(pa.string())
-    if pc.count_distinct(given).as_py() < len(given):
+    counts = pc.value_counts(given.drop_null())
+    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+    if twice:
         raise DataError(
-            f"{inputs.hints['file']}: column {params['id_column']!r} holds an id more than once; one loss a "
-            "sample is needed"
+            f"{inputs.hints['file']}: column {params['id_column']!r} holds {len(twice)} ids more than once: "
+            f"{', '.join(twice[:10])}; one loss a sample is needed"
         )
     index = inputs.table("index")
     ids = index["sample_id"].take(pa.array(alive)).cast(pa.string())
@@ -152,7 +154,13 @@ def read(params: Mapping[str, Any], inputs: Inputs) -> Output:
             f"{inputs.hints['file']} has no loss for {len(missing)} of {len(alive)} rows: "
             f"{', '.join(missing[:10])}; give one for each"
         )
-    loss = table[params["column"]].take(at).combine_chunks().cast(pa.float64())
+    try:
+        loss = table[params["column"]].take(at).combine_chunks().cast(pa.float64())
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{inputs.hints['file']}: column {params['column']!r} holds no numbers: {error}; name the column of "
+            "the losses with score.column"
+        ) from error
     numbers = loss.to_numpy(zero_copy_only=False)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):

@@ -190,6 +190,8 @@ def _from_rankings(
     next_gains: list[float] = []
     overlaps: list[dict[str, int]] = []
     for group, share in zip(group_names, shares, strict=True):
+        if not share:  # a small class may get nothing of a small budget
+            continue
         mine = [np.flatnonzero(ranked_parts == part) for part in np.unique(parts[groups == group])]
         rankings = [(positions[at], ranked_gains[at]) for at in mine]
         if params["method"] == "facility_location":
@@ -206,7 +208,8 @@ def _from_rankings(
     facts: dict[str, Any] = {"shares": [int(share) for share in shares], "partitions": int(parts.max()) + 1}
     if params["method"] == "facility_location":
         objective = float(gains[chosen].sum())
-        bound = objective + float(sum(int(share) * gain for share, gain in zip(shares, next_gains, strict=True)))
+        filled = shares[shares > 0]
+        bound = objective + float(sum(int(share) * gain for share, gain in zip(filled, next_gains, strict=True)))
         # OPT <= f(S) + k max_j gain(j | S), group by group (submodularity; Nemhauser et al., 1978).
         facts["certificate"] = {
             "objective": round(objective, 6),

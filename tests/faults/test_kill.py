@@ -1,0 +1,132 @@
+"""The main process is killed with SIGKILL, at random moments and at every named step of a commit; then rerun."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tamis
+
+RUN = [sys.executable, "-m", "tamis", "run"]
+
+
+def start(recipe, out, *more, **environment):
+    command = [*RUN, str(recipe), "--out", str(out), *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe_file(small_recipe, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small_recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe_file, tmp_path_factory, manifest_bytes):
+    """The manifest's bytes of a run that nothing disturbs, how long that takes, and how many tasks it has."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    began = time.monotonic()
+    process = start(recipe_file, out, "--workers", "2")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    return manifest_bytes(out), time.monotonic() - began, recorded(out)
+
+
+def recorded(out):
+    """How many tasks are finished."""
+    return len(list(out.glob("work/*/*.json")))
+
+
+def torn(out):
+    """Files that a reader could take for whole but are not: none may ever be there."""
+    return [path for path in (out / "manifest").rglob("*.json") if not path.read_bytes().endswith(b"}")]
+
+
+def test_killed_at_random_moments(recipe_file, undisturbed, tmp_path, manifest_bytes, request):
+    expected, seconds, tasks = undisturbed
+    kills = request.config.getoption("--kills")
+    rng = random.Random(20260101)
+    died, resumed = 0, 0
+    for attempt in range(kills):
+        out = tmp_path / str(attempt)
+        process = start(recipe_file, out, "--workers", "2")
+        try:
+            # Spread over the whole run, the start-up of the workers and the commit included.
+            process.wait(timeout=seconds * (attempt + rng.random()) / kills)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            died += 1
+        process.communicate(timeout=60)
+        assert not torn(out)
+        finished = recorded(out)
+        run = tamis.run(recipe_file, out, executor="sync")
+        resumed += finished > 0
+        # What was recorded is not done again, but for a commit whose manifest is not there.
+        assert len(run.ran) <= tasks - finished + 1
+        assert manifest_bytes(out) == expected
+        assert not list(out.rglob("*.tmp"))
+    print(f"{kills} runs, {died} killed, {resumed} resumed with work done before, {kills} equal manifests")
+    assert died >= kills * 0.7
+    assert resumed >= kills * 0.2
+
+
+CRASHES = ["ingest.index:written", "embed.block:recorded", "dedup.near:written", "select.merge:recorded",
+           "commit:parts", "commit:verified", "atomic:linked", "commit:linked", "commit.manifest:written"]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", CRASHES)
+def test_killed_at_a_named_point(point, recipe_file, undisturbed, tmp_path, manifest_bytes):
+    out = tmp_path / "run"
+    process = start(recipe_file, out, "--executor", "sync", TAMIS_CRASH_AT=point)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert not torn(out)
+    finished = recorded(out)
+    run = tamis.run(recipe_file, out, executor="sync")
+    assert finished > 0
+    assert len(run.ran) == undisturbed[2] - finished
+    assert manifest_bytes(out) == undisturbed[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal(number, recipe_file, undisturbed, tmp_path, manifest_bytes):
+    out = tmp_path / "run"
+    process = start(recipe_file, out, "--workers", "2")
+    while not list(out.glob("work/ingest.index/*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors.decode()
+    assert b"the same command goes on from there" in errors
+    tamis.run(recipe_file, out, executor="sync")
+    assert manifest_bytes(out) == undisturbed[0]
+
+
+def workers_of(process):
+    """The worker processes of a run: the children whose command line is a spawned process of multiprocessing."""
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [int(child) for path in threads for child in path.read_text().split()]
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("stage", ["ingest.block", "score.fold"])
+def test_a_killed_worker_is_replaced(stage, recipe_file, undisturbed, tmp_path, manifest_bytes):
+    out = tmp_path / "run"
+    process = start(recipe_file, out, "--workers", "2")
+    while not list(out.glob(f"work/{stage}/*.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert manifest_bytes(out) == undisturbed[0]
