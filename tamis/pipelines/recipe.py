@@ -82,7 +82,7 @@ class EmbedConfig(_Frozen):
     max_features: int = Field(50_000, ge=1, description="Vocabulary size of the lsa encoder.")
     fit_rows: int = Field(100_000, ge=1, description="Rows that the lsa encoder is fitted on, evenly spaced.")
     max_tokens: int = Field(128, ge=1, description="Tokens after which a neural encoder cuts a text.")
-    batch_size: int = Field(32, ge=1, description="Texts per forward pass (padding makes it affect the last bits).")
+    batch_size: int = Field(16, ge=1, description="Texts per forward pass (padding makes it affect the last bits).")
 
     @field_validator("encoder")
     @classmethod
