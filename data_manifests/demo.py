@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import tamis
-from tamis.cli import show_run
+from tamis.cli import short_path, show_run
 from tamis.errors import TamisError
 from tamis.progress import Progress
 from tamis.reports.report import COMPARISON, write_report
@@ -27,7 +27,7 @@ from tamis.training.trainer import TrainConfig
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "tweets.yaml"
-SEEDS = (1, 2, 3, 4)
+SEEDS = (1, 2, 3, 4, 5)
 ONLINE = "selected, SeTa, LinUpper"
 WEIGHTED = "the same, manifest's weights"
 
@@ -111,6 +111,9 @@ def main(out: Path, workers: int | None) -> None:
     except TamisError as error:
         print(f"demo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("demo: stopped; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
     (out / COMPARISON).write_text(json.dumps(comparison, indent=1))
     report = write_report(out)
     print()
@@ -125,7 +128,7 @@ def main(out: Path, workers: int | None) -> None:
         print(line)
     print()
     print(f"subset    {comparison['results'][2]['size']:,} rows")
-    print(f"manifest  {run.record}")
+    print(f"manifest  {short_path(run.record)}")
     print(f"{time.perf_counter() - started:.0f} s in all")
     print(f"report    {report}")
 

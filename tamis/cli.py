@@ -414,6 +414,11 @@ def _print(facts: Mapping[str, Any], as_json: bool, show: Callable[[Any], str]) 
     click.echo(json.dumps(facts, sort_keys=True) if as_json else show(facts))
 
 
+def short_path(path: Path) -> Path:
+    """A path as people read it: from the current folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def show_run(result: Run) -> str:
     """The funnel of a run, its manifest and its identity, as text."""
     facts = run_facts(result)
@@ -422,7 +427,11 @@ def show_run(result: Run) -> str:
         what = f"{item['stage']}: {item['decision'].replace('_', ' ')}"
         lines.append(f"{what:<42} {-item['rows']:>11,}   {item['reason']}")
     lines.append(f"{'kept':<42} {facts['kept']:>11,}   {facts['kept'] / facts['rows']:.1%} of the rows")
-    lines.append(f"manifest  {facts['manifest']}")
+    for stage in result.stages:
+        if "out_of_fold_accuracy" in stage["facts"]:
+            right, largest = (stage["facts"][name] for name in ("out_of_fold_accuracy", "majority_share"))
+            lines.append(f"proxy     {right:.1%} right out of fold; the largest class has {largest:.1%}")
+    lines.append(f"manifest  {short_path(result.record)}")
     lines.append(f"subset    {facts['subset_id']}")
     lines.append(
         f"{facts['tasks_run']} tasks ran in {facts['seconds']:.1f} s"

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,20 +186,24 @@ def cached(plan: Plan, folder: Path) -> dict[str, Artifact]:
 def stage_reports(plan: Plan, records: Mapping[str, Artifact]) -> Iterator[dict[str, Any]]:
     """Give, for each stage, facts, tasks, their seconds in all, the largest task's memory, bytes on disk."""
     for stage in plan.stages:
-        artifacts = [records[name] for name in stage.nodes if name in records]
-        facts: dict[str, Any] = {}
-        for artifact in artifacts:
-            if artifact.name.count("/") == 1:  # blocks and shards have a number, and facts of their own
-                facts.update(artifact.facts)
-        yield {
-            "stage": stage.label,
-            "kind": stage.kind,
-            "facts": facts,
-            "tasks": len(artifacts),
-            "seconds": round(sum(artifact.seconds for artifact in artifacts), 3),
-            "peak_bytes": max((artifact.peak_bytes for artifact in artifacts), default=0),
-            "bytes": sum(artifact.bytes for artifact in artifacts),
-        }
+        yield stage_report(stage.label, stage.kind, [records[name] for name in stage.nodes if name in records])
+
+
+def stage_report(label: str, kind: str, artifacts: Sequence[Artifact]) -> dict[str, Any]:
+    """Sum up what one stage's tasks left."""
+    facts: dict[str, Any] = {}
+    for artifact in artifacts:
+        if artifact.name.count("/") == 1:  # blocks and shards have a number, and facts of their own
+            facts.update(artifact.facts)
+    return {
+        "stage": label,
+        "kind": kind,
+        "facts": facts,
+        "tasks": len(artifacts),
+        "seconds": round(sum(artifact.seconds for artifact in artifacts), 3),
+        "peak_bytes": max((artifact.peak_bytes for artifact in artifacts), default=0),
+        "bytes": sum(artifact.bytes for artifact in artifacts),
+    }
 
 
 def _execute(

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from tamis.manifests.atomic import write_atomic
 from tamis.manifests.reader import open_manifest
 from tamis.pipelines.node import Artifact, load_record
-from tamis.pipelines.run import read_run
+from tamis.pipelines.run import read_run, stage_report
 from tamis.reports.funnel import funnel
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def build_report(folder: Path) -> dict[str, Any]:
     """Collect a run's numbers: funnel, stages with time and memory, class balance, comparison if there is one."""
     described = read_run(folder)
     manifest = open_manifest(folder)
-    stages = [_stage(folder, stage) for stage in described["stages"]]
+    stages = [stage_report(stage["stage"], stage["kind"], _artifacts(folder, stage)) for stage in described["stages"]]
+    proxies = [stage["facts"] for stage in stages if "out_of_fold_accuracy" in stage["facts"]]
     total = sum(stage["seconds"] for stage in stages)
     embedding = sum(stage["seconds"] for stage in stages if stage["kind"] == "embed")
     path = folder / COMPARISON
@@ -58,6 +59,7 @@ def build_report(folder: Path) -> dict[str, Any]:
         "seconds": round(total, 3),
         "share_outside_embedding": round(1 - embedding / total, 4) if total else None,
         "classes": _classes(folder, described, manifest),
+        "proxy": proxies[-1] if proxies else None,
         "certificate": manifest.record["certificate"],
         "schedule": manifest.record["schedule"],
         "weights": {
@@ -75,18 +77,6 @@ def build_report(folder: Path) -> dict[str, Any]:
 def _artifacts(folder: Path, stage: dict[str, Any]) -> list[Artifact]:
     loaded = [load_record(folder / "work", (name, task, key)) for name, task, key in stage["nodes"]]
     return [artifact for artifact in loaded if artifact is not None]
-
-
-def _stage(folder: Path, stage: dict[str, Any]) -> dict[str, Any]:
-    artifacts = _artifacts(folder, stage)
-    return {
-        "stage": stage["stage"],
-        "kind": stage["kind"],
-        "tasks": len(stage["nodes"]),
-        "seconds": round(sum(artifact.seconds for artifact in artifacts), 3),
-        "peak_bytes": max((artifact.peak_bytes for artifact in artifacts), default=0),
-        "bytes": sum(artifact.bytes for artifact in artifacts),
-    }
 
 
 def _classes(folder: Path, described: dict[str, Any], manifest: Any) -> list[dict[str, Any]]:

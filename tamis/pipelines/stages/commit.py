@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("rank", "gain", "cluster", "cluster_dist", "difficulty", "weight", "loss")
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "faiss-cpu", "torch", "numba", "pyarrow")
+_ENCODER_LIBRARIES = {
+    "sentence": ("sentence-transformers", "transformers", "tokenizers"),
+    "transformers": ("transformers", "tokenizers"),
+}
 _KEPT_REASON = "kept"
 
 
@@ -140,7 +144,7 @@ def manifest(params: Mapping[str, Any], inputs: Inputs) -> Output:
         "stages": params["stages"],
         "reasons": reasons,
         "numeric": {"policy": "native", **kernels()},
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": {name: version(name) for name in _libraries(params["recipe"])},
         "weight_semantics": "relative importance in the loss, mean 1 over the subset",
         "scores": {},
         "certificate": next((item.facts["certificate"] for item in effects if "certificate" in item.facts), None),
@@ -165,6 +169,13 @@ def _check_files(hints: Mapping[str, Any]) -> None:
     for name, sha256 in hints["outside"].items():
         if not Path(name).is_file() or sha256_file(name) != sha256:
             raise DatasetMismatchError(f"{name} has changed since the run began: leave it alone, and run again")
+
+
+def _libraries(recipe: Mapping[str, Any]) -> list[str]:
+    """The packages whose versions can change the result; those of neural encoders only where one is used."""
+    encoders = {stage.get("encoder") for stage in recipe["stages"]}
+    used = [name for encoder, names in _ENCODER_LIBRARIES.items() if encoder in encoders for name in names]
+    return sorted({*_LIBRARIES, *used})
 
 
 def kernels() -> dict[str, str]:
