@@ -42,6 +42,7 @@ _ROW_SECONDS = {
     "commit.manifest": 1e-5,
 }
 _ENCODE_SECONDS = {"lsa": 3e-5, "sentence": 5.5e-3, "transformers": 5.5e-3, "vectors": 1e-6}
+_NEURAL = ("sentence", "transformers")
 _EFFECT_BYTES = 45  # row, decision, reason, kept row, score and a column
 
 
@@ -59,7 +60,10 @@ def estimate(plan: Plan, nodes: Iterable[Node], workers: int) -> Estimate:
     """Estimate what running `nodes` takes with `workers` processes."""
     seconds, widest, disk = 0.0, 0.0, 0.0
     serial = 0.0
+    base = _BASE_BYTES
     for node in nodes:
+        if node.params.get("encoder") in _NEURAL:
+            base = _BASE_BYTES + _TORCH_BYTES  # a worker keeps what it has loaded
         own, memory, written = _node(plan, node)
         seconds += own
         serial += 0.0 if node.name.count("/") == 2 else own
@@ -67,7 +71,7 @@ def estimate(plan: Plan, nodes: Iterable[Node], workers: int) -> Estimate:
     if not seconds:
         return Estimate(0.0, 0.0, 0, 0)
     wall = _START_SECONDS + serial + (seconds - serial) / workers
-    return Estimate(round(seconds, 1), round(wall, 1), int(workers * (_BASE_BYTES + widest)), int(disk))
+    return Estimate(round(seconds, 1), round(wall, 1), int(workers * (base + widest)), int(disk))
 
 
 def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
@@ -80,8 +84,7 @@ def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
         return rows * _ROW_SECONDS[node.task], 4 * rows * size, rows * (2 * size + 60)
     if node.task == "embed.block":
         rows = min(rows, plan.recipe.block_rows)
-        extra = _TORCH_BYTES if params["encoder"] in ("sentence", "transformers") else 0
-        return rows * _ENCODE_SECONDS[params["encoder"]], extra + 12 * rows * dim, rows * (4 * dim + 4)
+        return rows * _ENCODE_SECONDS[params["encoder"]], 12 * rows * dim, rows * (4 * dim + 4)
     if node.task == "cluster.fit":
         k = round(math.sqrt(rows)) if params["n_clusters"] == "auto" else params["n_clusters"]
         sample = min(rows, params["fit_rows"])

@@ -22,6 +22,13 @@ Path_ = tuple[str | int, ...]
 LineOf = Callable[[Path_], int | None]
 
 
+def _refuse_foreign(stage: Any, fields: tuple[str, ...]) -> None:
+    """Refuse options of another method; one that says the default does no harm, as in a dumped recipe."""
+    foreign = [name for name in fields if getattr(stage, name) != type(stage).model_fields[name].default]
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)} does not belong to method {stage.method}")
+
+
 def _is_amount(value: object) -> object:
     """Accept a fraction (float in (0, 1]) or a count (int >= 1); refuse everything that only looks like one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -202,13 +209,8 @@ class PruneConfig(_Frozen):
 
     @model_validator(mode="after")
     def _fits_method(self) -> PruneConfig:
-        loss_fields, density_fields = (
-            {"drop_highest", "drop_lowest"},
-            {"keep", "temperature", "neighbours", "balance", "which_to_keep"},
-        )
-        foreign = self.model_fields_set & (density_fields if self.method == "loss" else loss_fields)
-        if foreign:
-            raise ValueError(f"{', '.join(sorted(foreign))} does not belong to method {self.method}")
+        density_fields = ("keep", "temperature", "neighbours", "balance", "which_to_keep")
+        _refuse_foreign(self, density_fields if self.method == "loss" else ("drop_highest", "drop_lowest"))
         if self.method == "loss" and not 0 < self.drop_highest + self.drop_lowest < 1:
             raise ValueError("method loss needs drop_highest and/or drop_lowest, together in (0, 1)")
         return self
@@ -234,6 +236,14 @@ class SelectConfig(_Frozen):
     )
 
     _amount = field_validator("budget", mode="before")(_is_amount)
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> SelectConfig:
+        if self.method != "ingenious":
+            _refuse_foreign(self, ("temperature", "scale_free"))
+        if self.method in ("random", "stratified"):
+            _refuse_foreign(self, ("partition_rows",))
+        return self
 
     @field_validator("partition_rows")
     @classmethod
@@ -302,13 +312,20 @@ class Recipe(_Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the run and of its manifest.")
     seed: int = Field(0, ge=0, lt=2**63, description="Root of every random draw.")
     dataset: DatasetConfig
-    stages: tuple[StageConfig, ...] = Field(min_length=1, description="The stages, in order.", strict=False)
+    stages: tuple[StageConfig, ...] = Field(description="The stages, in order.", strict=False)
     train: TrainSection = TrainSection()
     block_rows: int = Field(4096, ge=16, description="Rows in a block: the unit of work, of resuming and of memory.")
     max_bad_fraction: float = Field(
         0.001, ge=0.0, le=1.0, description="Share of rows that may be quarantined before the run is refused."
     )
     max_text_bytes: int = Field(1_000_000, ge=1, description="A longer text is quarantined.")
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _some(cls, value: object) -> object:
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError("the list is empty; give at least one stage")
+        return value
 
 
 def load_recipe(

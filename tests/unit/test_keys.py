@@ -106,8 +106,6 @@ IRRELEVANT = [
     ([EMBED], {"kind": "dedup", "eps": 0.0}, {"floor": 0.8, "which_to_keep": "easy", "n_clusters": 3}),
     ([EMBED], SCORE, {"column": "l", "id_column": "i"}),
     ([EMBED], FILE_SCORE, {"folds": 3, "c": 1.0, "min_accuracy": 0.1}),
-    ([EMBED], FACILITY, {"temperature": 2.0, "scale_free": True}),
-    ([], {"kind": "select", "method": "random", "budget": 0.5}, {"temperature": 2.0, "partition_rows": 64}),
 ]
 
 MODELS = {model.model_fields["kind"].default: model for model in get_args(get_args(StageConfig)[0])}

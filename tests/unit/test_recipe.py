@@ -248,6 +248,14 @@ def test_amounts(value):
         ({"kind": "prune", "method": "density", "temperature": 0.0}, ["stages.0.temperature", "greater than 0"]),
         ({"kind": "prune", "method": "density", "balance": 1.5}, ["stages.0.balance"]),
         ({"kind": "prune", "method": "size"}, ["stages.0.method", "'density' or 'loss'"]),
+        (
+            {"kind": "select", "method": "facility_location", "budget": 1, "temperature": 2.0},
+            ["temperature does not belong to method facility_location"],
+        ),
+        (
+            {"kind": "select", "method": "random", "budget": 1, "partition_rows": 64},
+            ["partition_rows does not belong to method random"],
+        ),
         ({"kind": "select", "method": "best", "budget": 1}, ["stages.0.method", "given 'best'"]),
         ({"kind": "select", "method": "random", "budget": 1, "per": "cluster"}, ["stages.0.per", "'label'"]),
         ({"kind": "select", "method": "ingenious", "budget": 1, "partition_rows": 0}, ["the least is 1"]),
@@ -400,3 +408,21 @@ def test_a_recipe_object_made_without_checks_is_checked():
 def test_a_recipe_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         every_stage().seed = 3
+
+
+def test_a_dumped_recipe_loads_again():
+    from tamis.pipelines.recipe import load_recipe
+
+    given = {
+        "name": "x",
+        "dataset": {"path": "a.parquet", "text": "t", "label": "l"},
+        "stages": [
+            {"kind": "embed"},
+            {"kind": "score", "method": "proxy"},
+            {"kind": "prune", "method": "loss", "drop_highest": 0.1},
+            {"kind": "select", "method": "random", "budget": 5},
+        ],
+    }
+    recipe, _ = load_recipe(given)
+    again, _ = load_recipe(recipe.model_dump(by_alias=True, mode="json"))
+    assert again == recipe
