@@ -32,6 +32,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/stages.py
+	$(BIN)/python benchmarks/readme.py
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest tests/faults --kills 100
