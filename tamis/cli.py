@@ -28,7 +28,7 @@ _SET = click.option(
     "overrides",
     multiple=True,
     metavar="STAGE.KEY=VALUE",
-    help="Override a key of the recipe; may be repeated.",
+    help="Override a key of a stage, of dataset, of train, or KEY=VALUE of the recipe; may be repeated.",
 )
 _LIMIT = click.option("--limit", type=click.IntRange(1), help="Use only the first N rows.")
 _WORKERS = click.option("--workers", type=click.IntRange(1), help="Worker processes; default: the usable cores.")
@@ -217,10 +217,11 @@ def status(folder: Path, as_json: bool) -> None:
     Example: tamis status runs/first
     """
     from tamis.manifests.reader import open_manifest, versions
+    from tamis.pipelines.lock import is_locked
     from tamis.pipelines.node import load_record
-    from tamis.pipelines.run import is_locked, read_run
+    from tamis.pipelines.run import ATTEMPT, read_run
 
-    described = read_run(folder)
+    described = read_run(folder, ATTEMPT)
     stages = []
     for stage in described["stages"]:
         finished = sum(load_record(folder / "work", tuple(reference)) is not None for reference in stage["nodes"])
@@ -230,6 +231,7 @@ def status(folder: Path, as_json: bool) -> None:
         "name": described["name"],
         "running": is_locked(folder),
         "rows": described["rows"],
+        "limit": described["limit"],
         "stages": stages,
         "versions": versions(folder / "manifest"),
         "subset_id": open_manifest(folder).subset_id if committed else None,
@@ -294,7 +296,7 @@ def export(folder: Path, target: str, out: Path, data: Path | None) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for checkpoints and the training ledger; default: DIR/training.",
+    help="Folder for checkpoints and the training ledger; default: one below DIR/training for each subset.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="The dataset, if it lies elsewhere than at the run.")
 @click.option("--test", type=click.Path(path_type=Path), help="A file with the same columns to measure accuracy on.")
@@ -338,11 +340,12 @@ def train(
     from tamis.progress import TrainingProgress
     from tamis.training.trainer import train as train_manifest
 
-    section = open_manifest(folder).record["recipe"]["train"]
+    manifest = open_manifest(folder)
+    section = manifest.record["recipe"]["train"]
     with TrainingProgress() as progress:
         result = train_manifest(
             folder,
-            out=out or folder / "training",
+            out=out or folder / "training" / manifest.subset_id[:12],
             dataset=locate(folder, data),
             epochs=epochs or section["epochs"],
             batch_size=batch_size or section["batch_size"],
@@ -382,12 +385,18 @@ def report(folder: Path) -> None:
 
 @main.command()
 @click.argument("name", required=False)
+@click.option("--keys", is_flag=True, help="Explain every key that a recipe can have, with its default.")
 @_errors
-def recipes(name: str | None) -> None:
-    """List the shipped recipes, or print the one called NAME.
+def recipes(name: str | None, keys: bool) -> None:
+    """List the shipped recipes, print the one called NAME, or explain all keys.
 
     Example: tamis recipes quickstart > recipe.yaml
     """
+    if keys:
+        from tamis.pipelines.recipe import explain_keys
+
+        click.echo(explain_keys())
+        return
     from importlib.resources import files
 
     from tamis.errors import RecipeError
@@ -455,7 +464,8 @@ def _show_plan(facts: Mapping[str, Any]) -> str:
 
 
 def _show_status(facts: Mapping[str, Any]) -> str:
-    lines = [f"{facts['name']}: {'running' if facts['running'] else 'not running'}; {facts['rows']:,} rows"]
+    limit = f", limited to {facts['limit']:,}" if facts["limit"] else ""
+    lines = [f"{facts['name']}: {'running' if facts['running'] else 'not running'}; {facts['rows']:,} rows{limit}"]
     lines += [f"{s['stage']:<14} {s['finished']:>5} of {s['tasks']} tasks" for s in facts["stages"]]
     lines.append(
         f"committed: version {facts['versions'][-1]}, subset {facts['subset_id']}"

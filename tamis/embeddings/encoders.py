@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Matrix = npt.NDArray[np.float32]
 
 # Words, and every other visible character by itself, so that a text of emoji or punctuation is not empty.
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 TOKEN = r"(?u)\w+|[^\w\s]"  # noqa: S105
 
 
@@ -114,22 +115,37 @@ def model_folder(name: str) -> Path:
 
 
 def model_revision(name: str) -> str:
-    """Return a model's identity: a digest over the content of its files, wherever they lie."""
+    """Return a model's identity: a digest over the content of its files, wherever they lie.
+
+    Raises:
+        RecipeError: If there is no such model, or its weights are pickled.
+    """
     folder = model_folder(name)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    kept = [path for path in files if path.suffix in (".json", ".safetensors", ".txt", ".model")]
-    if not any(path.suffix == ".safetensors" for path in kept):
-        raise RecipeError(
-            f"{folder} holds no .safetensors weights; other formats can run code when loaded and are refused"
-        )
-    return digest([[path.relative_to(folder).as_posix(), sha256_file(path)] for path in kept])
+    safe = {path.parent for path in files if path.suffix == ".safetensors"}
+    pickled = [path for path in files if path.suffix in _PICKLED]
+    unsafe = [path for path in pickled if path.parent not in safe]
+    if unsafe or not safe:
+        what = f"{unsafe[0]} has no .safetensors beside it" if unsafe else f"{folder} holds no .safetensors weights"
+        raise RecipeError(f"{what}; other formats of weights can run code when loaded and are refused")
+    # Pickled weights beside safe ones are never loaded, and no documentation decides a result.
+    used = [path for path in files if path not in pickled and path.suffix != ".md"]
+    return digest([[path.relative_to(folder).as_posix(), sha256_file(path)] for path in used])
 
 
-def sentence_encoder(folder: str, max_tokens: int, batch_size: int, pooled: bool) -> Callable[[Sequence[str]], Matrix]:
-    """Return an encoder of a transformer.
+@functools.lru_cache(maxsize=1)
+def sentence_encoder(
+    folder: str,
+    revision: str,  # noqa: ARG001, other weights in the same folder are another model
+    max_tokens: int,
+    batch_size: int,
+    pooled: bool,
+) -> Callable[[Sequence[str]], Matrix]:
+    """Return an encoder of a transformer; the last one is kept.
 
     Args:
         folder: The model's folder.
+        revision: Its `model_revision`.
         max_tokens: Where a text is cut.
         batch_size: Texts per forward pass.
         pooled: True for a sentence-transformers model, whose own modules pool and normalise; False for the
@@ -140,18 +156,17 @@ def sentence_encoder(folder: str, max_tokens: int, batch_size: int, pooled: bool
     )
 
 
-@functools.lru_cache(maxsize=1)
 def _load_sentence(folder: str, max_tokens: int, batch_size: int) -> Callable[[Sequence[str]], Matrix]:
     torch = _offline_torch()
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(folder, device="cpu", local_files_only=True).eval()
+    safe = {"use_safetensors": True}
+    model = SentenceTransformer(folder, device="cpu", local_files_only=True, model_kwargs=safe).eval()
     limit = min(max_tokens, model.max_seq_length or max_tokens)
     # The model's own modules pool; only the batching is ours, which pads far less than `encode` does.
     return _by_length(torch, model.tokenizer, lambda batch: model(batch)["sentence_embedding"], limit, batch_size)
 
 
-@functools.lru_cache(maxsize=1)
 def _load_transformer(folder: str, max_tokens: int, batch_size: int) -> Callable[[Sequence[str]], Matrix]:
     torch = _offline_torch()
     from transformers import AutoModel, AutoTokenizer

@@ -78,7 +78,8 @@ def content_name(stem: str, index: int, count: int, sha256: str, suffix: str) ->
 def sweep(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder tree; the caller holds its lock."""
     for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if not leftover.is_dir():
+            leftover.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

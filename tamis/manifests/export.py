@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tamis.manifests.reader import Manifest
 
+ID = "tamis_id"
 WEIGHT = "tamis_weight"
 RANK = "tamis_rank"
 
@@ -33,7 +34,7 @@ def export(manifest: Manifest, source_rows: Callable[[np.ndarray], pa.Table], to
         manifest: Which rows, in which order, with which weight.
         source_rows: From int64[k] row numbers of the dataset to these rows of it, in that order.
         to: ``parquet``, ``jsonl`` or ``hf`` (a folder that `datasets.load_from_disk` reads): the source's
-            columns and `tamis_weight` and `tamis_rank`; or ``ids``: one sample id a line, in UTF-8.
+            columns and `tamis_id`, `tamis_weight` and `tamis_rank`; or ``ids``: one sample id a line, in UTF-8.
         out: A path where nothing is yet; it appears whole or not at all.
 
     Returns:
@@ -65,11 +66,12 @@ def export(manifest: Manifest, source_rows: Callable[[np.ndarray], pa.Table], to
 
 def _with_weights(manifest: Manifest, source_rows: Callable[[np.ndarray], pa.Table]) -> pa.Table:
     table = source_rows(manifest.select["row"].to_numpy())
-    taken = [name for name in (WEIGHT, RANK) if name in table.column_names]
+    taken = [name for name in (ID, WEIGHT, RANK) if name in table.column_names]
     if taken:
         raise DataError(f"the source has the columns {taken}, which the export adds: rename them first")
     if table.num_rows != manifest.select.num_rows:
         raise DataError(f"{manifest.select.num_rows} rows were asked of the source, {table.num_rows} came")
+    table = table.append_column(ID, manifest.select["sample_id"])
     table = table.append_column(WEIGHT, manifest.select["weight"])
     return table.append_column(RANK, manifest.select["rank"])
 
@@ -98,7 +100,13 @@ def _write_hf(manifest: Manifest, source_rows: Callable[[np.ndarray], pa.Table],
     import datasets
 
     table = _with_weights(manifest, source_rows)
-    datasets.Dataset(table, fingerprint=manifest.subset_id[:16]).save_to_disk(str(path))
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        datasets.Dataset(table, fingerprint=manifest.subset_id[:16]).save_to_disk(str(path))
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _jsonable(value: Any) -> Any:

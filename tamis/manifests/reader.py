@@ -99,7 +99,7 @@ class Manifest:
         Raises:
             DataError: There is no such sample.
         """
-        position = pc.index(self.audit["sample_id"], sample_id).as_py()
+        position = pc.index(self.audit["sample_id"], str(sample_id)).as_py()
         if position < 0:
             raise DataError(
                 f"no sample has the id {sample_id!r} among the {self.audit.num_rows} rows of {self.folder}; "
@@ -140,7 +140,10 @@ def open_manifest(path: str | Path, version: int | None = None) -> Manifest:
         folder = folder / "manifest"
     found = versions(folder)
     if not found:
-        raise DamagedManifestError(f"{folder} has no commit record (v000001.json): nothing was committed here")
+        raise DamagedManifestError(
+            f"{folder} has no commit record (v000001.json): nothing was committed here; give the folder of a "
+            "run, and let that run end"
+        )
     number = found[-1] if version is None else version
     if number not in found:
         raise DamagedManifestError(f"{record_path(folder, number)} does not exist; versions there are {found}")

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
-from tamis.errors import OutputError, StoppedError, TamisError, WorkerError
+from tamis.errors import OutputError, TamisError, WorkerError
+from tamis.manifests.atomic import sync_folder
 from tamis.pipelines.node import Artifact, Node, run_node
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import FrameType
 
 OnDone = Callable[[Artifact], None]
 
@@ -36,22 +36,21 @@ def execute(nodes: Sequence[Node], work: Path, *, executor: str, workers: int, o
     Raises:
         TamisError: What a task raised.
         WorkerError: A worker died again and again on one node, which is named.
-        StoppedError: A signal stopped the run.
     """
     if not nodes:
         return
     for task in sorted({node.task for node in nodes}):
         try:
             (work / task).mkdir(parents=True, exist_ok=True)
+            sync_folder(work)
         except OSError as error:
             raise OutputError(
                 f"cannot make {work / task}: {error.strerror or error}; give a folder that can be written"
             ) from error
-    with _stoppable():
-        if executor == "sync":
-            _run_sync(nodes, work, on_done)
-        else:
-            _run_local(nodes, work, workers, on_done)
+    if executor == "sync":
+        _run_sync(nodes, work, on_done)
+    else:
+        _run_local(nodes, work, workers, on_done)
 
 
 def graph(nodes: Sequence[Node], work: Path) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def _cluster(work: Path, workers: int) -> Iterator[Any]:
         "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES,
         "distributed.worker.use-file-locking": False,
         "distributed.admin.tick.limit": "1h",  # long numeric tasks hold the GIL; that is no fault
-        "distributed.worker.profile.enabled": False,  # it samples the stack every 10 ms, for a dashboard that is off
+        "distributed.worker.profile.enabled": False,  # it samples the stack every 10 ms, for a dashboard
         "distributed.comm.timeouts.connect": "60s",
         # Dask's own setting of the allocator gives memory back after every batch and faults it in again: 1.3x.
         "distributed.nanny.pre-spawn-environ": {
@@ -125,22 +124,37 @@ def _cluster(work: Path, workers: int) -> Iterator[Any]:
             "MALLOC_TRIM_THRESHOLD_": "268435456",
         },
     }
-    with dask.config.set(settings), _without_main():
+    with dask.config.set(settings), _without_main(), _without_interrupts() as allow:
         cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
-            worker_dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # it cannot be left out, and its own default is a fixed port
+            worker_dashboard_address="127.0.0.1:0",
             memory_limit=0,
             local_directory=str(work / "dask"),
             silence_logs=50,
         )
         try:
+            allow()
             yield cluster
         finally:
             cluster.close(timeout=10)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[Callable[[], object]]:
+    """Block SIGINT while worker processes are started, which inherit that: a Ctrl-C is for this process alone.
+
+    Gives the function that unblocks it here; one that came meanwhile then takes effect.
+    """
+    resource_tracker.ensure_running()  # or starting it would unblock the signal in the thread that starts workers
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextmanager
@@ -161,23 +175,3 @@ def _without_main() -> Iterator[None]:
         for name, value in saved.items():
             if value is not None:
                 setattr(main, name, value)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into StoppedError, where this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise StoppedError(
-            f"stopped by {signal.Signals(number).name}; what is finished is kept: the same command goes on from there"
-        )
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

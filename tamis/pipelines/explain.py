@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from tamis.pipelines.node import task_of
+from tamis.pipelines.run import describe
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -18,7 +20,7 @@ def why_not_cached(plan: Plan, todo: Collection[str], previous: Mapping[str, Any
     Args:
         plan: The plan.
         todo: Names of the nodes that must run.
-        previous: The folder's `run.json` of the last run, or None.
+        previous: The folder's `run.json`: what is said of the last finished run, or None.
 
     Returns:
         Stage label -> reason; stages without a node to run are left out.
@@ -53,9 +55,22 @@ def _reason(plan: Plan, position: int, missing: int, previous: Mapping[str, Any]
             plan.nodes[name].reference for name in earlier.nodes
         }:
             return f"{earlier.label} before it changed"
-    if position == 0:
-        return "the dataset, its fields, block_rows, limit or another global setting changed"
+    changed = _settings_changed(plan, previous)
+    if changed:
+        return f"changed: {changed}"
     versions = ", ".join(
         sorted({f"{plan.nodes[name].task} v{task_of(plan.nodes[name].task).version}" for name in stage.nodes})
     )
-    return f"a global setting, an outside file or the code changed ({versions})"
+    return f"an outside file, a library or the code changed ({versions})"
+
+
+def _settings_changed(plan: Plan, previous: Mapping[str, Any]) -> str:
+    """Name the settings outside the stages, and the files, that differ from the last finished run."""
+    now = json.loads(describe(plan))
+    old, new = previous["settings"], now["settings"]
+    parts = [
+        f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
+    ]
+    before, after = previous["sources"], now["sources"]
+    parts += [f"file {path}" for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
+    return ", ".join(parts)

@@ -157,10 +157,8 @@ def _count_jsonl(location: str) -> tuple[int, list[str]]:
 # --- columnar formats --------------------------------------------------------------------------------------
 
 
-def _read_parquet(
-    location: str, _sha256: str, columns: list[str], start: int, stop: int
-) -> tuple[pa.Table, np.ndarray]:
-    with pq.ParquetFile(location, page_checksum_verification=True) as file:
+def _read_parquet(location: str, sha256: str, columns: list[str], start: int, stop: int) -> tuple[pa.Table, np.ndarray]:
+    with pq.ParquetFile(location) as file:
         groups: list[int] = []
         first = before = 0
         for index in range(file.num_row_groups):
@@ -169,9 +167,15 @@ def _read_parquet(
                 first = before if not groups else first
                 groups.append(index)
             before += rows
-        table = file.read_row_groups(groups, columns=columns, use_threads=False)
-    table = table.slice(start - first, stop - start).select(columns)
-    return _checked(table, location, start)
+    table = _row_groups(location, sha256, tuple(groups), tuple(columns))
+    return _checked(table.slice(start - first, stop - start), location, start)
+
+
+@functools.lru_cache(maxsize=1)
+def _row_groups(location: str, sha256: str, groups: tuple[int, ...], columns: tuple[str, ...]) -> pa.Table:  # noqa: ARG001
+    """Decode row groups; the last ones are kept, since a group often holds many blocks."""
+    with pq.ParquetFile(location, page_checksum_verification=True) as file:
+        return file.read_row_groups(list(groups), columns=list(columns), use_threads=False).select(list(columns))
 
 
 def _read_arrow(location: str, _sha256: str, columns: list[str], start: int, stop: int) -> tuple[pa.Table, np.ndarray]:

@@ -8,8 +8,10 @@ the record is written last and is the one definition of done: a node whose recor
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
+import importlib.metadata
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -41,7 +43,7 @@ class Node:
         params: What decides the result, beside the inputs.
         inputs: Role -> the nodes whose files the task reads, each as (name, task, key).
         hints: What the task needs but the result does not depend on, such as where a file lies.
-        key: sha256 of {task, version, params, inputs' keys}.
+        key: sha256 of {task, version, versions of the libraries, params, inputs' keys}.
     """
 
     name: str
@@ -91,12 +93,14 @@ class Output:
 class Task:
     """A function of (params, inputs), and the version of its code: a change of its results raises it.
 
-    `libraries` are imported before the task starts, so that their thread pools can be limited.
+    `libraries` are imported before the task starts, so that their thread pools can be limited. `packages` are the
+    distributions that the result depends on beside numpy and pyarrow: another version of one is another key.
     """
 
     run: Callable[[Mapping[str, Json], Inputs], Output]
     version: int = 1
     libraries: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 class DamagedArtifactError(DataError):
@@ -171,8 +175,21 @@ def make_node(
     """
     references = {role: tuple(node.reference for node in nodes) for role, nodes in inputs.items()}
     keys = {role: [key for _, _, key in group] for role, group in references.items()}
-    identity = {"task": task, "version": task_of(task).version, "params": dict(params), "inputs": keys}
+    found = task_of(task)
+    identity = {
+        "task": task,
+        "version": found.version,
+        "libraries": {name: version_of(name) for name in ("numpy", "pyarrow", *found.packages)},
+        "params": dict(params),
+        "inputs": keys,
+    }
     return Node(name, stage, task, dict(params), references, dict(hints or {}), digest(identity))
+
+
+@functools.cache
+def version_of(package: str) -> str:
+    """The installed version of a distribution."""
+    return importlib.metadata.version(package)
 
 
 def task_of(name: str) -> Task:

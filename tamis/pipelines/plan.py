@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tamis.errors import RecipeError
 from tamis.pipelines.node import Artifact, Json, Node, load_record, make_node
-from tamis.pipelines.stages import KINDS
+from tamis.pipelines.stages import DROPPING, KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -51,6 +51,7 @@ class Flow:
         columns: Column name -> the effect that has it.
         centroids: The centroids of the last cluster stage.
         schedule: The last schedule stage's effect, for its facts.
+        selection: The last select stage's effect, for its certificate; none where rows were dropped after it.
     """
 
     rows: int
@@ -64,6 +65,7 @@ class Flow:
     columns: Mapping[str, Node] = field(default_factory=dict)
     centroids: Node | None = None
     schedule: Node | None = None
+    selection: Node | None = None
 
     def need_embeddings(self, stage: str) -> tuple[Node, ...]:
         """Return the embedding blocks, or say which stage is missing."""
@@ -76,6 +78,13 @@ class Flow:
         if column not in self.columns:
             raise RecipeError(f"{stage} needs {column}; put {remedy} before it")
         return self.columns[column]
+
+    def before_dropping(self, kind: str) -> Flow:
+        """What still holds when rows may go: no certificate, and neither schedule nor weights may be there yet."""
+        last = "schedule" if self.schedule is not None else "reweight" if "weight" in self.columns else None
+        if last is not None:
+            raise RecipeError(f"{kind} drops rows after {last}, which is about the rows that are left; put {last} last")
+        return replace(self, selection=None)
 
     def need_label(self, stage: str) -> None:
         """Refuse a recipe whose dataset names no label."""
@@ -187,6 +196,8 @@ def make_plan(
 
     flow: Flow = stage("ingest", {}, partial(module("ingest").expand, recipe, sources, rows))
     for config in recipe.stages:
+        if config.kind in DROPPING:
+            flow = flow.before_dropping(config.kind)
         context = Context((recipe.seed, len(stages)), folder, recipe.max_bad_fraction)
         dumped = config.model_dump(by_alias=True, mode="json")
         flow = stage(config.kind, dumped, partial(module(config.kind).expand, config, flow, context))

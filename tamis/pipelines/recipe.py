@@ -26,7 +26,8 @@ def _refuse_foreign(stage: Any, fields: tuple[str, ...]) -> None:
     """Refuse options of another method; one that says the default does no harm, as in a dumped recipe."""
     foreign = [name for name in fields if getattr(stage, name) != type(stage).model_fields[name].default]
     if foreign:
-        raise ValueError(f"{', '.join(foreign)} does not belong to method {stage.method}")
+        owner = f"method {stage.method}" if stage.method else "from"
+        raise ValueError(f"{', '.join(foreign)} does not belong to {owner}")
 
 
 def _is_amount(value: object) -> object:
@@ -183,6 +184,7 @@ class ScoreConfig(_Frozen):
     def _one_source(self) -> ScoreConfig:
         if (self.method is None) == (self.from_ is None):
             raise ValueError("give either `method: proxy` or `from: FILE`")
+        _refuse_foreign(self, ("folds", "c", "min_accuracy") if self.method is None else ("column", "id_column"))
         return self
 
 
@@ -296,7 +298,7 @@ class TrainSection(_Frozen):
     """What the bundled trainer does with the manifest."""
 
     model: Literal["text"] = Field("text", description="The bundled model.")
-    epochs: int = Field(12, ge=1, description="Epochs over the subset.")
+    epochs: int | None = Field(None, ge=1, description="Epochs over the subset; default: the schedule's, or 12.")
     batch_size: int = Field(128, ge=1, description="Samples per step.")
     lr: float = Field(1e-2, gt=0.0, description="Peak learning rate, decayed linearly to 0.")
     sampler: Literal["seta", "infobatch", "full"] = Field("seta", description="How epochs are drawn.")
@@ -326,6 +328,22 @@ class Recipe(_Frozen):
         if isinstance(value, list | tuple) and not value:
             raise ValueError("the list is empty; give at least one stage")
         return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        planned = self._planned_epochs
+        if self.train.epochs is not None and planned is not None and planned != self.train.epochs:
+            raise ValueError(f"schedule plans {planned} epochs and train has {self.train.epochs}; give one number")
+        return self
+
+    @property
+    def _planned_epochs(self) -> int | None:
+        return next((stage.epochs for stage in self.stages if isinstance(stage, ScheduleConfig)), None)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the training: the train section's, or the schedule's, or 12."""
+        return self.train.epochs or self._planned_epochs or 12
 
 
 def load_recipe(
@@ -367,6 +385,22 @@ def load_recipe(
         return Recipe.model_validate(raw), folder
     except ValidationError as error:
         raise RecipeError(_explain(error, raw, origin, lines)) from error
+
+
+def explain_keys() -> str:
+    """Every key of a recipe, section by section, with its default and what it means."""
+    sections: dict[str, type[BaseModel]] = {"the recipe": Recipe, "dataset": DatasetConfig}
+    sections |= {f"stages: kind: {kind}": model for kind, model in _STAGE_MODELS.items()}
+    lines = []
+    sections["train"] = TrainSection
+    for title, model in sections.items():
+        lines.append(f"{title}: {(model.__doc__ or '').splitlines()[0]}")
+        for name, field in model.model_fields.items():
+            if field.description:
+                default = "required" if field.is_required() else f"default {field.default!r}"
+                lines.append(f"  {field.alias or name} ({default}): {field.description}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def _no_lines(_: Path_) -> int | None:

@@ -18,7 +18,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 def one_thread() -> Iterator[None]:
     """Give the numeric libraries one thread: the result must not depend on how many a machine has.
 
-    Parallelism is across tasks. Libraries that a task loads later start with the limits of `limit_late`.
+    Parallelism is across tasks.  Libraries that it needs are imported before.
     """
     from threadpoolctl import threadpool_limits
 

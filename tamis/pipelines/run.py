@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tamis.errors import DamagedManifestError, DatasetMismatchError, LockedError, OutputError, RecipeError, WorkerError
+from tamis.errors import DamagedManifestError, DatasetMismatchError, OutputError, RecipeError, WorkerError
 from tamis.manifests.atomic import sweep, write_atomic
+from tamis.manifests.canonical import canonical_json, digest
 from tamis.manifests.reader import Manifest, open_manifest, versions
 from tamis.manifests.reader import record_path as manifest_record_path
+from tamis.pipelines.lock import locked
 from tamis.pipelines.node import Artifact, DamagedArtifactError, forget
 from tamis.pipelines.plan import Plan, finished, make_plan, pending
 from tamis.pipelines.recipe import Recipe, load_recipe
-from tamis.pipelines.sources import SourceFile, require_columns, resolve, scan
+from tamis.pipelines.signals import stoppable
+from tamis.pipelines.sources import SourceFile, check_types, read_rows, require_columns, resolve, scan
 
 OnEvent = Callable[[Mapping[str, Any]], None]
+ATTEMPT, COMMITTED = "attempt.json", "run.json"
 _REPAIRS = 3
 
 
@@ -58,7 +60,7 @@ def run(
     executor: str = "local",
     workers: int | None = None,
     limit: int | None = None,
-    overrides: tuple[str, ...] = (),
+    overrides: str | tuple[str, ...] = (),
     on_event: OnEvent | None = None,
 ) -> Run:
     """Run a recipe: what is done already is not done again.
@@ -81,18 +83,26 @@ def run(
     """
     if executor not in ("local", "sync"):
         raise RecipeError(f"executor is {executor!r}; allowed are local and sync")
+    if isinstance(overrides, str):
+        overrides = (overrides,)
     if workers is not None and workers < 1:
         raise RecipeError(f"workers is {workers}; the least is 1")
     workers = workers or len(os.sched_getaffinity(0))
     start = time.perf_counter()
     folder = Path(out).resolve()
-    with locked(folder), _EventLog(folder, on_event) as events:
-        sweep(folder)
+    with stoppable(), locked(folder), _EventLog(folder, on_event) as events:
+        _make_work(folder)
+        for owned in ("work", "data", "manifest"):
+            sweep(folder / owned)
         plan = plan_run(recipe, folder, data=data, limit=limit, overrides=overrides)
         ran: list[str] = []
-        for _ in range(_REPAIRS):
+        damaged: dict[str, int] = {}
+        described = describe(plan)
+        while max(damaged.values(), default=0) < _REPAIRS:
             done = cached(plan, folder)
             todo = pending(plan, done)
+            if plan.target in todo:
+                forget(folder / "work", plan.target.reference)  # its manifest is gone, or another is newer
             events(
                 "run",
                 nodes=len(plan.nodes),
@@ -101,7 +111,7 @@ def run(
                 executor=executor,
                 workers=workers,
             )
-            _save_run(folder, plan)
+            write_atomic(folder / ATTEMPT, described)
             try:
                 _execute(plan, folder, todo, executor, workers, events, ran)
                 opened = open_manifest(folder)
@@ -109,12 +119,14 @@ def run(
             except DamagedArtifactError as error:
                 # Found by its sha256 when read: forget it, and run it again.
                 forget(folder / "work", error.reference)
+                damaged[error.reference[0]] = damaged.get(error.reference[0], 0) + 1
                 events("repair", node=error.reference[0], reason=str(error))
             except DamagedManifestError as error:
                 # Committed before, damaged since: the commit runs again and writes the same bytes.
                 if plan.target.name in ran:
                     raise
                 forget(folder / "work", plan.target.reference)
+                damaged[plan.target.name] = damaged.get(plan.target.name, 0) + 1
                 events("repair", node=plan.target.name, reason=str(error))
             except DatasetMismatchError:
                 # A block may have read other bytes than its key says: nothing of this run can be trusted.
@@ -125,6 +137,7 @@ def run(
             raise OutputError(
                 f"files of {folder / 'work'} were found damaged {_REPAIRS} times in a row; check the disk"
             )
+        write_atomic(folder / COMMITTED, described)
         records = finished(plan, folder / "work")
         record = folder / "manifest" / str(records[plan.target.name].facts["record"])
         result = Run(
@@ -164,9 +177,16 @@ def plan_run(
     where = loaded.dataset.path
     location = data if data is not None else (where if "://" in where else str(base / where))
     known = _known_scans(folder)
-    sources = tuple(scan(found, known) for found in resolve(location, folder / "data"))
+    found = resolve(location, folder / "data")
+    if data is None and any(
+        file.format != "hf" and Path(file.location).resolve().is_relative_to(folder) for file in found
+    ):
+        raise RecipeError(f"the run's folder {folder} holds files of the dataset {where}; give an --out outside of it")
+    sources = tuple(scan(file, known) for file in found)
     for source in sources:
-        require_columns(source, list(loaded.dataset.fields.values()))
+        columns = list(dict.fromkeys(loaded.dataset.fields.values()))
+        require_columns(source, columns)
+        check_types(source, read_rows(source, columns, 0, 0)[0], loaded.dataset.fields)
     _remember_scans(folder, known, sources)
     return make_plan(loaded, sources, base, folder, str(location) if data is None else sources[0].location, limit)
 
@@ -178,7 +198,6 @@ def cached(plan: Plan, folder: Path) -> dict[str, Artifact]:
     if commit is not None:
         found = versions(folder / "manifest")
         if not found or manifest_record_path(folder / "manifest", found[-1]).name != commit.facts["record"]:
-            forget(folder / "work", commit.reference)
             del done[plan.target.name]
     return done
 
@@ -229,39 +248,11 @@ def _execute(
         raise
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; another run into it ends at once.
-
-    Raises:
-        OutputError: The folder cannot be made or written.
-        LockedError: Another run holds it.
-    """
+def _make_work(folder: Path) -> None:
     try:
-        (folder / "work").mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("a")
+        (folder / "work").mkdir(exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"cannot write to {folder}: {error.strerror or error}; give a folder that can be written with --out"
-        ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LockedError(f"another run holds {folder}; wait for it, or give another folder with --out") from None
-        yield
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a run holds the folder now."""
-    try:
-        with (folder / ".lock").open("r") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 class _EventLog:
@@ -294,15 +285,19 @@ class _EventLog:
         return OutputError(f"cannot write {self.path}: {error.strerror or error}; free space or give another --out")
 
 
-def _save_run(folder: Path, plan: Plan) -> None:
-    """Write `run.json`: what a person or another verb needs to know of the run; times and paths are welcome here."""
+def describe(plan: Plan) -> bytes:
+    """What a person or another verb needs to know of the run; times and paths are welcome here."""
+    names = ("seed", "block_rows", "max_bad_fraction", "max_text_bytes")
+    settings = {name: getattr(plan.recipe, name) for name in names}
+    settings |= {f"dataset.{role}": column for role, column in plan.recipe.dataset.fields.items()}
     described = {
         "name": plan.recipe.name,
         "data": plan.data,
         "recipe": plan.recipe.model_dump(by_alias=True, mode="json"),
         "rows": plan.rows,
         "limit": plan.limit,
-        "sources": [{"path": s.path, "location": s.location, "format": s.format} for s in plan.sources],
+        "settings": {**settings, "limit": plan.limit},
+        "sources": {source.path: source.sha256 for source in plan.sources},
         "stages": [
             {
                 "stage": stage.label,
@@ -313,33 +308,36 @@ def _save_run(folder: Path, plan: Plan) -> None:
             for stage in plan.stages
         ],
     }
-    write_atomic(folder / "run.json", json.dumps(described, indent=1).encode())
+    return json.dumps(described, indent=1).encode()
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """Read `run.json`.
+def read_run(folder: Path, which: str = COMMITTED) -> dict[str, Any]:
+    """Read what is said of the last finished run (`COMMITTED`), or of the last try (`ATTEMPT`).
 
     Raises:
         OutputError: The folder holds no run.
     """
     try:
-        described: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
+        described: dict[str, Any] = json.loads((folder / which).read_bytes())
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"{folder} holds no run (run.json cannot be read: {error}); give the folder that was --out of tamis run"
+            f"{folder} holds no run that was finished ({which} cannot be read: {error}); give the folder "
+            "that was --out of tamis run"
         ) from error
     return described
 
 
 def _known_scans(folder: Path) -> dict[str, tuple[int, list[str]]]:
     try:
-        stored = json.loads((folder / "work" / "scans.json").read_bytes())
+        outer = json.loads((folder / "work" / "scans.json").read_bytes())
+        stored = outer["body"] if digest(outer["body"]) == outer["sha256"] else {}
         return {sha256: (int(rows), list(columns)) for sha256, (rows, columns) in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
 def _remember_scans(folder: Path, known: Mapping[str, Any], sources: tuple[SourceFile, ...]) -> None:
     fresh = {**known, **{source.sha256: (source.rows, list(source.columns)) for source in sources}}
     if fresh.keys() != known.keys() and (folder / "work").is_dir():
-        write_atomic(folder / "work" / "scans.json", json.dumps(fresh).encode())
+        body = {sha256: [rows, list(columns)] for sha256, (rows, columns) in fresh.items()}
+        write_atomic(folder / "work" / "scans.json", canonical_json({"body": body, "sha256": digest(body)}))

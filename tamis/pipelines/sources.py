@@ -20,7 +20,7 @@ from tamis.manifests.canonical import sha256_file
 from tamis.pipelines import formats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 FORMATS = {
     ".parquet": "parquet",
@@ -65,6 +65,7 @@ class SourceFile:
         sha256: Of its bytes; of a saved Hugging Face dataset, of the listing of its data files.
         rows: How many.
         columns: Their names, in the file's order; in JSON lines, in order of first appearance.
+        stamp: `stamp` of the location before it was hashed; part of nothing.
     """
 
     path: str
@@ -74,6 +75,7 @@ class SourceFile:
     sha256: str
     rows: int
     columns: tuple[str, ...]
+    stamp: tuple[int, ...] = ()
 
 
 def resolve(data: Any, spool: Path | None = None) -> list[FoundFile]:
@@ -131,6 +133,7 @@ def scan(file: FoundFile, known: Mapping[str, tuple[int, Sequence[str]]] | None 
     Raises:
         DataError: It is unreadable, corrupt, truncated, empty, ragged (CSV), or names a column twice.
     """
+    before = stamp(file.location)
     size, sha256 = formats.measure(file.format, file.location)
     if known is not None and sha256 in known:
         rows, columns = known[sha256]
@@ -143,7 +146,16 @@ def scan(file: FoundFile, known: Mapping[str, tuple[int, Sequence[str]]] | None 
         raise DataError(f"{file.location}: the column names {twice} are there twice; rename them")
     if rows == 0:
         raise DataError(f"{file.location}: has no rows; remove it or write it again")
-    return SourceFile(file.path, file.location, file.format, size, sha256, rows, tuple(columns))
+    return SourceFile(file.path, file.location, file.format, size, sha256, rows, tuple(columns), before)
+
+
+def stamp(location: str) -> tuple[int, ...]:
+    """What shows at once that a file was written to: its inode, size and time of change; nothing of a folder."""
+    path = Path(location)
+    if not path.is_file():
+        return ()
+    found = path.stat()
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def check_unchanged(sources: Sequence[SourceFile]) -> None:
@@ -170,6 +182,49 @@ def require_columns(source: SourceFile, columns: Sequence[str]) -> None:
             near = difflib.get_close_matches(name, source.columns, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise DataError(f"{source.location}: no column {name!r}; {hint}its columns are {', '.join(source.columns)}")
+
+
+def check_types(source: SourceFile, table: pa.Table, fields: Mapping[str, str]) -> None:
+    """Refuse columns whose type their role cannot take: text, id and label, vectors.
+
+    Args:
+        source: Where the table is from.
+        table: Some rows of it, or none.
+        fields: Role -> column.
+
+    Raises:
+        DataError: A column has another type; the message says which are allowed.
+    """
+    for role, name in fields.items():
+        kind = table.schema.field(name).type
+        what, allowed = _ROLES[role]
+        if not (pa.types.is_null(kind) or what(kind)):
+            raise DataError(f"{source.location}: column {name!r} is the {role} and holds {kind}; allowed are {allowed}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_name(kind: pa.DataType) -> bool:
+    return bool(_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and bool(
+        pa.types.is_floating(kind.value_type)
+        or pa.types.is_integer(kind.value_type)
+        or pa.types.is_null(kind.value_type)
+    )
+
+
+_ROLES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "id": (_is_name, "strings and whole numbers"),
+    "label": (_is_name, "strings and whole numbers"),
+    "text": (_is_text, "strings"),
+    "vectors": (_is_vector, "lists of numbers"),
+}
 
 
 def read_rows(source: SourceFile, columns: Sequence[str], start: int, stop: int) -> tuple[pa.Table, np.ndarray]:

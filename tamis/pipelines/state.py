@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tamis.manifests.schema import Decision
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tamis.pipelines.node import Inputs
 
-KEPT, EXACT_DUP, NEAR_DUP, PRUNED, NOT_IN_BUDGET, QUARANTINED = range(6)
+KEPT, EXACT_DUP, NEAR_DUP, PRUNED, NOT_IN_BUDGET, QUARANTINED = (int(decision) for decision in Decision)
 
 Rows = npt.NDArray[np.int64]
 

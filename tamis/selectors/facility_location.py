@@ -163,7 +163,7 @@ def split_into_cells(X_unit: Float32, *, max_cell_rows: int = _LARGEST_CELL) -> 
         The rows of each cell, int64, ascending; no cell is empty, and every row is in exactly one.
     """
     n, dim = X_unit.shape
-    cells = max(1, round(n / ROWS_PER_CELL))
+    cells = max(1, round(n / ROWS_PER_CELL), -(-n // max_cell_rows))
     if cells == 1:
         labels = np.zeros(n, np.int64)
     else:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from tamis.errors import (
 from tamis.manifests.atomic import write_atomic
 from tamis.manifests.canonical import canonical_json, digest
 from tamis.manifests.reader import Manifest, open_manifest
+from tamis.pipelines.lock import locked
 from tamis.selectors import dynamic
 from tamis.training.samplers import PlanSampler
 from tamis.training.text import Features, LazyAdamW, TextClassifier, featurise
@@ -300,6 +301,7 @@ def fit(
         NonFiniteLossError: A loss became NaN or infinite; the message names the samples, and the last
             checkpoint is kept.
         OutputError: `out` cannot be written, or holds another training.
+        LockedError: Another training writes to `out` now.
         DamagedManifestError: The checkpoint in `out` is damaged.
     """
     held_out = None if test is None else (featurise(test[0]), test[1])
@@ -328,7 +330,7 @@ def fit_features(
     if len(ids) != n or len(rows) != n:
         raise DataError(f"{n} texts were given with {len(ids)} ids and {len(rows)} rows; the counts must be equal")
     classes = 1 + max(int(part.max(initial=0)) for part in (labels, labels if test is None else test[1]))
-    with _one_thread():
+    with _one_thread(), nullcontext() if out is None else locked(out):
         state = _State(features, classes, sample_weights, config)
         store = None if out is None else _Store(out, _key(features, labels, sample_weights, ids, rows, classes, config))
         if store is not None:

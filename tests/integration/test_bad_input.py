@@ -459,7 +459,7 @@ def test_a_model_that_is_not_there_or_could_run_code(tmp_path, write, go, column
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     result = go(data, [{"kind": "embed", "encoder": "transformers: model"}])
-    refused(result, 2, "no .safetensors weights", "refused")
+    refused(result, 2, "has no .safetensors beside it", "refused")
 
 
 # --- stages that lack what they need ---
@@ -479,12 +479,13 @@ def test_a_model_that_is_not_there_or_could_run_code(tmp_path, write, go, column
         ([{"kind": "select", "method": "facility_location", "budget": 3}], {}, "needs embeddings"),
         ([{"kind": "select", "method": "stratified", "budget": 3}], {"label": None}, "needs labels"),
         ([{"kind": "select", "method": "random", "budget": 3, "per": "label"}], {"label": None}, "needs labels"),
-        ([EMBED], {"text": None, "vectors": "id"}, "embed with 'lsa' needs the dataset's text column"),
+        ([EMBED], {"text": None, "vectors": "v"}, "embed with 'lsa' needs the dataset's text column"),
         ([{"kind": "embed", "encoder": "vectors"}], {}, "needs the dataset's vectors column"),
     ],
 )
 def test_a_stage_that_lacks_what_it_needs(write, go, columns, stages, dataset, part):
-    refused(go(write(columns), stages, dataset=dataset), 2, part)
+    path = write({**columns, "v": [[1.0, 2.0]] * len(columns["id"])})
+    refused(go(path, stages, dataset=dataset), 2, part)
 
 
 # --- cluster ---

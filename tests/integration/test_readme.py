@@ -26,7 +26,8 @@ def workplace(tmp_path, small_dataset):
     pq.write_table(table, tmp_path / "train.parquet")
     (recipe,) = blocks("yaml")
     loaded = yaml.safe_load(recipe)
-    loaded["train"]["epochs"] = 2  # the README's 12 take a minute
+    for section in (loaded["train"], *(stage for stage in loaded["stages"] if stage["kind"] == "schedule")):
+        section["epochs"] = 2  # the README's 12 take a minute
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(loaded))
     return tmp_path
 

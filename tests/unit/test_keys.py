@@ -104,8 +104,6 @@ IRRELEVANT = [
     ([], EMBED, {"batch_size": 8}),
     ([], SENTENCE, {"dim": 17, "max_features": 99, "fit_rows": 50}),
     ([EMBED], {"kind": "dedup", "eps": 0.0}, {"floor": 0.8, "which_to_keep": "easy", "n_clusters": 3}),
-    ([EMBED], SCORE, {"column": "l", "id_column": "i"}),
-    ([EMBED], FILE_SCORE, {"folds": 3, "c": 1.0, "min_accuracy": 0.1}),
 ]
 
 MODELS = {model.model_fields["kind"].default: model for model in get_args(get_args(StageConfig)[0])}

@@ -42,7 +42,7 @@ def source_rows(rows):
 def test_parquet(tmp_path):
     out = export(manifest(), source_rows, "parquet", tmp_path / "x.parquet")
     table = pq.read_table(out)
-    assert table.column_names == [*SOURCE.column_names, "tamis_weight", "tamis_rank"]
+    assert table.column_names == [*SOURCE.column_names, "tamis_id", "tamis_weight", "tamis_rank"]
     assert table["id"].to_pylist() == ["c", "b"]
     assert table["tamis_weight"].to_pylist() == [1.5, 0.5]
     assert table["tamis_rank"].to_pylist() == [0, 1]
@@ -61,6 +61,7 @@ def test_jsonl(tmp_path):
             "raw": None,
             "day": day["c"],
             "list": None,
+            "tamis_id": "c",
             "tamis_weight": 1.5,
             "tamis_rank": 0,
         },
@@ -71,6 +72,7 @@ def test_jsonl(tmp_path):
             "raw": "",
             "day": day["b"],
             "list": [],
+            "tamis_id": "b",
             "tamis_weight": 0.5,
             "tamis_rank": 1,
         },

@@ -233,7 +233,8 @@ def test_partitioned_is_greedy_on_the_block_diagonal_kernel():
     X = clustered(90, seed=5)
     memory = 4 * 40 * 40
     cells = split_into_cells(X, max_cell_rows=40)
-    assert len(cells) == 3
+    assert len(cells) >= 3
+    assert max(len(cell) for cell in cells) <= 40
     block = np.zeros((90, 90), np.int32)
     kernel = _kernel(X)
     for rows in cells:

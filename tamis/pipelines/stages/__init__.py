@@ -5,6 +5,9 @@ The run never learns what a stage means: it knows nodes, files and counts.
 
 from __future__ import annotations
 
+# The kinds that may drop rows.
+DROPPING = ("embed", "dedup", "prune", "select")
+
 # The `kind` of a recipe's stage -> the module that expands it.
 KINDS = {
     "embed": "embed",

@@ -118,4 +118,8 @@ def gather(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
     return Output(effect(alive, **columns), facts)
 
 
-TASKS = {"fit": Task(fit, libraries=("faiss",)), "assign": Task(assign), "gather": Task(gather)}
+TASKS = {
+    "fit": Task(fit, libraries=("faiss",), packages=("faiss-cpu",)),
+    "assign": Task(assign),
+    "gather": Task(gather),
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tamis.embeddings.encoders import model_revision
 from tamis.errors import DataError, DatasetMismatchError
 from tamis.manifests.canonical import digest, sha256_file
 from tamis.manifests.commit import commit
 from tamis.manifests.fingerprint import dataset_fingerprint
-from tamis.pipelines.node import Inputs, Node, Output, Task, task_of
+from tamis.pipelines.node import Inputs, Node, Output, Task, task_of, version_of
 from tamis.pipelines.sources import SourceFile, check_unchanged
+from tamis.pipelines.stages.embed import ENCODER_PACKAGES
 from tamis.pipelines.state import KEPT, alive_rows
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("rank", "gain", "cluster", "cluster_dist", "difficulty", "weight", "loss")
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "faiss-cpu", "torch", "numba", "pyarrow")
-_ENCODER_LIBRARIES = {
-    "sentence": ("sentence-transformers", "transformers", "tokenizers"),
-    "transformers": ("transformers", "tokenizers"),
-}
 _KEPT_REASON = "kept"
 
 
@@ -50,6 +47,8 @@ def expand(
     inputs |= {f"column_{name}": [node] for name, node in columns.items()}
     if flow.schedule is not None:
         inputs["schedule"] = [flow.schedule]
+    if flow.selection is not None:
+        inputs["selection"] = [flow.selection]
     params = {
         "recipe": portable_recipe(recipe),
         "dataset": describe_dataset(recipe, sources, flow.rows, limit),
@@ -57,19 +56,21 @@ def expand(
         "columns": sorted(columns),
     }
     outside = {node.hints["file"]: node.params["sha256"] for node in nodes.values() if "file" in node.hints}
-    hints = {"folder": str(out / "manifest"), "sources": sources, "outside": outside}
+    models = {node.hints["model"]: node.params["revision"] for node in nodes.values() if "model" in node.hints}
+    hints = {"folder": str(out / "manifest"), "sources": sources, "outside": outside, "models": models}
     return add("commit.manifest", params, inputs, hints=hints)
 
 
 def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe without paths: where things lay says nothing of the result, what they held is under digests."""
     dumped = recipe.model_dump(by_alias=True, mode="json")
+    dumped["train"]["epochs"] = recipe.epochs
     del dumped["dataset"]["path"]
     for stage in dumped["stages"]:
         if "encoder" in stage:
             stage["encoder"] = stage["encoder"].partition(":")[0]
         if stage.get("from"):
-            stage["from"] = Path(stage["from"]).name
+            stage["from"] = "file"
     return dumped
 
 
@@ -136,7 +137,6 @@ def manifest(params: Mapping[str, Any], inputs: Inputs) -> Output:
             "reason": pa.array(np.zeros(k), pa.uint16()),
         }
     )
-    effects = inputs.all("effects")
     body = {
         "dataset": params["dataset"],
         "recipe": params["recipe"],
@@ -144,10 +144,10 @@ def manifest(params: Mapping[str, Any], inputs: Inputs) -> Output:
         "stages": params["stages"],
         "reasons": reasons,
         "numeric": {"policy": "native", **kernels()},
-        "libraries": {name: version(name) for name in _libraries(params["recipe"])},
+        "libraries": {name: version_of(name) for name in _libraries(params["recipe"])},
         "weight_semantics": "relative importance in the loss, mean 1 over the subset",
         "scores": {},
-        "certificate": next((item.facts["certificate"] for item in effects if "certificate" in item.facts), None),
+        "certificate": inputs.one("selection").facts.get("certificate") if inputs.all("selection") else None,
         "schedule": dict(inputs.one("schedule").facts) if inputs.all("schedule") else None,
         "parent": None,
         "required_features": [],
@@ -169,12 +169,15 @@ def _check_files(hints: Mapping[str, Any]) -> None:
     for name, sha256 in hints["outside"].items():
         if not Path(name).is_file() or sha256_file(name) != sha256:
             raise DatasetMismatchError(f"{name} has changed since the run began: leave it alone, and run again")
+    for name, revision in hints["models"].items():
+        if model_revision(name) != revision:
+            raise DatasetMismatchError(f"{name} has changed since the run began: leave it alone, and run again")
 
 
 def _libraries(recipe: Mapping[str, Any]) -> list[str]:
     """The packages whose versions can change the result; those of neural encoders only where one is used."""
     encoders = {stage.get("encoder") for stage in recipe["stages"]}
-    used = [name for encoder, names in _ENCODER_LIBRARIES.items() if encoder in encoders for name in names]
+    used = [name for encoder, names in ENCODER_PACKAGES.items() if encoder in encoders for name in names]
     return sorted({*_LIBRARIES, *used})
 
 
@@ -182,7 +185,8 @@ def kernels() -> dict[str, str]:
     """Name the machine and the matrix kernels that numpy runs on: with the same ones the bytes are the same."""
     from threadpoolctl import threadpool_info
 
-    blas = [item for item in threadpool_info() if "numpy" in item["filepath"]]
+    own = str(Path(np.__file__).parent)  # of numpy and its numpy.libs, whatever else this process has loaded
+    blas = [item for item in threadpool_info() if item["filepath"].startswith(own)]
     return {
         "machine": platform.machine(),
         "blas": ", ".join(sorted(str(item.get("architecture")) for item in blas)),
@@ -193,6 +197,11 @@ def _column(inputs: Inputs, name: str, alive: np.ndarray[Any, np.dtype[np.int64]
     table = inputs.table(f"column_{name}")
     at = np.searchsorted(table["row"].to_numpy(), alive)
     return table[name].combine_chunks().take(pa.array(at))
+
+
+def _stage_number(name: str) -> int:
+    """The stage of a node's name: 3 of `03-dedup/near`."""
+    return int(name.partition("-")[0])
 
 
 def _audit(inputs: Inputs, index: pa.Table) -> tuple[pa.Table, list[str], np.ndarray[Any, np.dtype[np.int64]]]:
@@ -211,15 +220,14 @@ def _audit(inputs: Inputs, index: pa.Table) -> tuple[pa.Table, list[str], np.nda
         rows = gone["row"].to_numpy()
         assert not decision[rows].any()  # a row is dropped once
         decision[rows] = gone["decision"].to_numpy()
-        stage[rows] = int(item.name[:2])
+        stage[rows] = _stage_number(item.name)
         kept_row[rows] = pc.fill_null(gone["kept_row"], -1).to_numpy()
         score[rows] = pc.fill_null(gone["score"], float("nan")).to_numpy()
         for text in sorted(pc.unique(gone["reason"]).to_pylist()):
             if text not in reasons:
                 reasons.append(text)
             reason[rows[pc.equal(gone["reason"], text).to_numpy()]] = reasons.index(text)
-    last = int(inputs.all("effects")[-1].name[:2])
-    stage[decision == KEPT] = last
+    stage[decision == KEPT] = _stage_number(inputs.all("effects")[-1].name)
     stands_for = np.unique(kept_row[kept_row >= 0])
     table = pa.table(
         {

@@ -23,7 +23,7 @@ from tamis.embeddings.encoders import (
 )
 from tamis.errors import DataError, RecipeError
 from tamis.manifests.canonical import sha256_file
-from tamis.pipelines.node import Inputs, Node, Output, Task
+from tamis.pipelines.node import Inputs, Node, Output, Task, version_of
 from tamis.pipelines.state import (
     KEPT,
     QUARANTINED,
@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 
     from tamis.pipelines.plan import Add, Context, Flow
     from tamis.pipelines.recipe import EmbedConfig
+
+
+# What the vectors of a neural encoder depend on, beside its weights.
+ENCODER_PACKAGES = {
+    "sentence": ("sentence-transformers", "transformers", "tokenizers", "torch"),
+    "transformers": ("transformers", "tokenizers", "torch"),
+}
 
 
 def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
@@ -62,6 +69,7 @@ def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
             "revision": model_revision(hints["model"]),
             "max_tokens": config.max_tokens,
             "batch_size": config.batch_size,
+            "libraries": {name: version_of(name) for name in ENCODER_PACKAGES[encoder]},
         }
     elif argument:
         path = context.folder / argument
@@ -91,7 +99,11 @@ def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
         {"max_bad_fraction": context.max_bad_fraction, "rows": flow.rows},
         {"blocks": blocks, "alive": [flow.alive]},
     )
-    return dataclasses.replace(flow, embeddings=tuple(blocks), alive=check, effects=(*flow.effects, check))
+    # Clusters are those of other embeddings: they end here.
+    columns = {name: node for name, node in flow.columns.items() if name not in ("cluster", "cluster_dist")}
+    return dataclasses.replace(
+        flow, embeddings=tuple(blocks), alive=check, effects=(*flow.effects, check), columns=columns, centroids=None
+    )
 
 
 def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -146,6 +158,7 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
         else:
             encode = sentence_encoder(
                 inputs.hints["model"],
+                params["revision"],
                 params["max_tokens"],
                 params["batch_size"],
                 params["encoder"] == "sentence",
@@ -191,7 +204,9 @@ def check(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
 
 TASKS = {
-    "fit": Task(fit, libraries=("sklearn.decomposition", "sklearn.feature_extraction.text")),
+    "fit": Task(
+        fit, libraries=("sklearn.decomposition", "sklearn.feature_extraction.text"), packages=("scikit-learn", "scipy")
+    ),
     "block": Task(block),
     "check": Task(check),
 }

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.errors import DataError
+from tamis.errors import DataError, DatasetMismatchError
 from tamis.pipelines.formats import LONE_SURROGATE, NOT_UTF8
 from tamis.pipelines.node import Inputs, Node, Output, Task
 from tamis.pipelines.plan import Add, Flow
-from tamis.pipelines.sources import SourceFile, read_rows
+from tamis.pipelines.sources import SourceFile, check_types, read_rows, stamp
 from tamis.pipelines.state import KEPT, QUARANTINED, effect
 
 if TYPE_CHECKING:
@@ -84,41 +84,10 @@ def _encoded(column: pa.Array, role: str) -> list[bytes | None]:
 
 
 def sample_table(table: pa.Table, fields: Mapping[str, str]) -> pa.Table:
-    """Rename the sources' columns to their roles, with ids and labels as strings.
-
-    Raises:
-        DataError: If a column has a type that its role cannot take.
-    """
-    data = {}
-    for role, name in fields.items():
-        column = table[name].combine_chunks()
-        kind = column.type
-        if role in ("id", "label"):
-            if not (pa.types.is_integer(kind) or _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-                raise DataError(
-                    f"column {name!r} is the {role} and holds {kind}; allowed are strings and whole numbers"
-                )
-            column = column.cast(pa.large_string())
-        elif role == "text":
-            if not (_is_text(kind) or pa.types.is_null(kind)):
-                raise DataError(f"column {name!r} is the text and holds {kind}; allowed are strings")
-            column = column.cast(pa.large_string())
-        elif not (_is_vector(kind) or pa.types.is_null(kind)):
-            raise DataError(f"column {name!r} is the vectors and holds {kind}; allowed are lists of numbers")
-        data[role] = column
-    return pa.table(data)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_vector(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and bool(
-        pa.types.is_floating(kind.value_type)
-        or pa.types.is_integer(kind.value_type)
-        or pa.types.is_null(kind.value_type)
+    """Rename the sources' columns to their roles, with ids, labels and texts as strings."""
+    columns = {role: table[name].combine_chunks() for role, name in fields.items()}
+    return pa.table(
+        {role: column if role == "vectors" else column.cast(pa.large_string()) for role, column in columns.items()}
     )
 
 
@@ -127,10 +96,10 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
     source: SourceFile = inputs.hints["source"]
     fields: dict[str, str] = params["fields"]
     raw, undecodable = read_rows(source, list(dict.fromkeys(fields.values())), params["start"], params["stop"])
-    try:
-        table = sample_table(raw, fields)
-    except DataError as error:
-        raise DataError(f"{source.location}: {error}") from error
+    if stamp(source.location) != source.stamp:
+        raise DatasetMismatchError(f"{source.location} has changed since the run began: leave it alone, and run again")
+    check_types(source, raw, fields)  # a JSON column has a type in each block
+    table = sample_table(raw, fields)
     n = table.num_rows
     roles = tuple(role for role in ("text", "vectors", "label") if role in fields)
     problem = np.full(n, "", dtype=object)
@@ -146,17 +115,17 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
     problem[undecodable == NOT_UTF8] = "not valid UTF-8"
     problem[undecodable == LONE_SURROGATE] = "lone surrogate in a JSON string"
     bad = pa.array(problem != "")
-    if "text" in fields:
+    payload = tuple(role for role in roles if role != "label")
+    hashes = {"content_hash": content_hashes(table, roles), "payload_hash": content_hashes(table, payload)}
+    if "text" in fields:  # no stage may read a bad row's text, which can be huge
         table = table.set_column(
             table.column_names.index("text"),
             "text",
             pc.if_else(bad, pa.scalar("", pa.large_string()), table["text"].combine_chunks()),
         )
-    payload = tuple(role for role in roles if role != "label")
     data = {
         "source_row": pa.array(np.arange(params["start"], params["start"] + n), pa.int64()),
-        "content_hash": content_hashes(table, roles),
-        "payload_hash": content_hashes(table, payload),
+        **hashes,
         "problem": pc.if_else(bad, pa.array(problem.tolist(), pa.string()), pa.scalar(None, pa.string())),
         **{role: table[role] for role in fields},
     }

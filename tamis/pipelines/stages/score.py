@@ -169,4 +169,8 @@ def read(params: Mapping[str, Any], inputs: Inputs) -> Output:
     return Output(effect(alive, loss=loss), {"mean_loss": round(float(numbers.mean()), 6) if len(numbers) else 0.0})
 
 
-TASKS = {"fold": Task(fold, libraries=("sklearn.linear_model",)), "join": Task(join), "read": Task(read)}
+TASKS = {
+    "fold": Task(fold, libraries=("sklearn.linear_model",), packages=("scikit-learn", "scipy")),
+    "join": Task(join),
+    "read": Task(read),
+}

@@ -29,6 +29,8 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
     """Plan partitions, rank them, draw or merge; random and stratified need the last step alone."""
     if config.per == "label" or config.method == "stratified":
         flow.need_label(f"select with method {config.method}" + (" per label" if config.per else ""))
+    if isinstance(config.budget, int) and config.budget > flow.rows:
+        raise RecipeError(f"select.budget is {config.budget}, but the dataset has {flow.rows} rows")
     merge = {
         "method": config.method,
         "budget": config.budget,
@@ -49,7 +51,7 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
         rankings = [
             add(
                 "select.rank",
-                {"objective": config.objective, "shard": shard, "shards": shards},
+                {"shard": shard, "shards": shards},
                 {"partitions": [partitions], "embeddings": embeddings},
                 part=shard,
             )
@@ -59,10 +61,10 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
         if config.method == "ingenious":
             merge |= {"temperature": config.temperature, "scale_free": config.scale_free}
     node = add("select.merge", merge, inputs)
-    columns = {**flow.columns, "rank": node}
+    columns = {name: column for name, column in flow.columns.items() if name != "gain"} | {"rank": node}
     if "rankings" in inputs:
         columns["gain"] = node
-    return dataclasses.replace(flow, alive=node, effects=(*flow.effects, node), columns=columns)
+    return dataclasses.replace(flow, alive=node, effects=(*flow.effects, node), columns=columns, selection=node)
 
 
 def partition(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -149,8 +151,6 @@ def merge(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
 def _budget(params: Mapping[str, Any], available: int) -> int:
     budget, rows = params["budget"], params["rows"]
-    if isinstance(budget, int) and budget > rows:
-        raise RecipeError(f"select.budget is {budget}, but the dataset has {rows} rows")
     wanted = resolve_budget(budget, rows)
     if wanted > available:
         raise RecipeError(
@@ -201,7 +201,11 @@ def _from_rankings(
             next_gains.append(float(gains[left].max()) if len(left) else 0.0)
         else:
             indices, own = draw_shares(rankings, int(share), rng, params["temperature"], params["scale_free"])
-            overlaps.append(overlap_diagnostics(rankings, int(share), rng, params["temperature"], params["scale_free"]))
+            overlaps.append(
+                overlap_diagnostics(
+                    rankings, int(share), generator(params, 1), params["temperature"], params["scale_free"]
+                )
+            )
         taken.append((indices, own))
     chosen = np.concatenate([indices for indices, _ in taken])
     chosen = chosen[np.lexsort((chosen, -gains[chosen]))]
@@ -221,4 +225,8 @@ def _from_rankings(
     return chosen, gains, facts
 
 
-TASKS = {"partition": Task(partition, libraries=("faiss",)), "rank": Task(rank), "merge": Task(merge)}
+TASKS = {
+    "partition": Task(partition, libraries=("faiss",), packages=("faiss-cpu",)),
+    "rank": Task(rank, packages=("numba",)),
+    "merge": Task(merge),
+}

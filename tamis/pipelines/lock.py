@@ -1,0 +1,58 @@
+"""One writer at a time in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tamis.errors import LockedError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_LOCK_ATTEMPTS = 5
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; another run into it ends at once.
+
+    Raises:
+        OutputError: The folder cannot be made or written.
+        LockedError: Another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("a")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror or error}; give a folder that can be written with --out"
+        ) from error
+    with handle:
+        for attempt in range(_LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                # `tamis status` looks at the lock for an instant; a run holds it.
+                if attempt == _LOCK_ATTEMPTS - 1:
+                    raise LockedError(
+                        f"another run holds {folder}; wait for it, or give another folder with --out"
+                    ) from None
+                time.sleep(0.05)
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a run holds the folder now."""
+    try:
+        with (folder / ".lock").open("r") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
