@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float32]
 
+_TILE_ELEMENTS = 1 << 23  # similarities at a time: 32 MiB of float32
+
 
 def fit_spherical(sample: Matrix, n_clusters: int, *, iterations: int, seed: int) -> Matrix:
     """Fit spherical k-means (Dhillon and Modha, 2001) on unit vectors.
@@ -45,19 +47,17 @@ def fit_spherical(sample: Matrix, n_clusters: int, *, iterations: int, seed: int
     return np.where(norms > 0, centroids / np.where(norms > 0, norms, 1), sample[:k]).astype(np.float32)
 
 
-def assign(
-    vectors: Matrix, centroids: Matrix, block: int = 4096
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+def assign(vectors: Matrix, centroids: Matrix) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Assign unit vectors to the nearest centroid by cosine, ties to the lowest cluster.
 
     Args:
         vectors: float32[n, d] unit rows.
         centroids: float32[k, d] unit rows.
-        block: Rows per matrix product.
 
     Returns:
         int32[n] clusters and float32[n] cosine distances 1 - cos in [0, 2].
     """
+    block = max(1, _TILE_ELEMENTS // len(centroids))
     labels = np.empty(len(vectors), np.int32)
     distance = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), block):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tamis.embeddings.kmeans import assign, fit_spherical
 from tamis.errors import RecipeError
 from tamis.selectors._blas import one_blas_thread
 from tamis.selectors.selection import Selection, as_unit_rows, resolve_budget
@@ -35,10 +36,8 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY_BYTES = 2 << 30
 ROWS_PER_CELL = 1024
 _KERNEL_TILE = 1024
-_TILE_ELEMENTS = 1 << 23  # 32 MiB of float32
 _KMEANS_ITERATIONS = 8
 _KMEANS_SAMPLE_PER_CELL = 64
-_KMEANS_SEED = 1
 _LARGEST_CELL = 4 * ROWS_PER_CELL
 
 
@@ -162,49 +161,20 @@ def split_into_cells(X_unit: Float32, *, max_cell_rows: int = _LARGEST_CELL) -> 
     Returns:
         The rows of each cell, int64, ascending; no cell is empty, and every row is in exactly one.
     """
-    n, dim = X_unit.shape
+    n = len(X_unit)
     cells = max(1, round(n / ROWS_PER_CELL), -(-n // max_cell_rows))
     if cells == 1:
-        labels = np.zeros(n, np.int64)
+        labels = np.zeros(n, np.int32)
     else:
+        count = min(n, _KMEANS_SAMPLE_PER_CELL * cells)
+        sample = X_unit[np.arange(count) * n // count]
         with one_blas_thread():
-            labels = _assign(X_unit, _train_centroids(X_unit, cells, dim))
+            centroids = fit_spherical(sample, cells, iterations=_KMEANS_ITERATIONS, seed=0)
+            labels, _ = assign(X_unit, centroids)
     order = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels, minlength=cells))
     members = (rows for rows in np.split(order, ends[:-1]) if len(rows))
     return [part for rows in members for part in np.array_split(rows, -(-len(rows) // max_cell_rows))]
-
-
-def _train_centroids(X_unit: Float32, cells: int, dim: int) -> Float32:
-    import faiss
-
-    threads, threshold = faiss.omp_get_max_threads(), faiss.cvar.distance_compute_blas_threshold
-    faiss.omp_set_num_threads(1)
-    faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
-    try:
-        kmeans = faiss.Kmeans(
-            dim,
-            cells,
-            niter=_KMEANS_ITERATIONS,
-            spherical=True,
-            seed=_KMEANS_SEED,
-            min_points_per_centroid=1,
-            max_points_per_centroid=_KMEANS_SAMPLE_PER_CELL,
-        )
-        kmeans.train(X_unit)
-    finally:
-        faiss.omp_set_num_threads(threads)
-        faiss.cvar.distance_compute_blas_threshold = threshold
-    return np.asarray(kmeans.centroids, np.float32)
-
-
-def _assign(X: Float32, targets: Float32) -> Int64:
-    """Position of the target with the largest inner product for each row, ties to the first, int64[n]."""
-    nearest = np.empty(len(X), np.int64)
-    height = max(1, _TILE_ELEMENTS // len(targets))
-    for start in range(0, len(X), height):
-        nearest[start : start + height] = np.argmax(X[start : start + height] @ targets.T, axis=1)
-    return nearest
 
 
 def _kernel(X_unit: Float32) -> Int32:
@@ -268,8 +238,8 @@ def _partitioned(unit: Float32, budget: int, max_cell_rows: int) -> Selection:
             similarity[rows] = best / _greedy.UNIT
         else:
             best = np.zeros(len(rows), np.int32)
-            nearest[rows] = _assign(unit[rows], unit[indices])
-            similarity[rows] = np.einsum("ij,ij->i", unit[rows], unit[indices[nearest[rows]]]).clip(0.0, 1.0)
+            nearest[rows], distance = assign(unit[rows], unit[indices])
+            similarity[rows] = (1.0 - distance.astype(np.float64)).clip(0.0, 1.0)
         bests.append(best)
         remaining.append(_greedy.remaining_gains(kernel, best))
 
