@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tamis.errors import DatasetMismatchError, OutputError
 from tamis.manifests.fingerprint import dataset_fingerprint
 from tamis.pipelines.run import read_run
-from tamis.pipelines.sources import SourceFile, resolve, scan
+from tamis.pipelines.sources import SourceFile, listing, resolve, scan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +53,5 @@ def scan_all(path: str) -> tuple[SourceFile, ...]:
 
 def fingerprint_of(sources: tuple[SourceFile, ...], manifest: Manifest) -> str:
     """The fingerprint of files under a manifest's schema and fields."""
-    files = [{"path": s.path, "bytes": s.bytes, "sha256": s.sha256, "rows": s.rows} for s in sources]
     recorded = manifest.record["dataset"]
-    return dataset_fingerprint(files, recorded["schema"], recorded["fields"])
+    return dataset_fingerprint(listing(sources), recorded["schema"], recorded["fields"])

@@ -117,7 +117,7 @@ def _cluster(work: Path, workers: int) -> Iterator[Any]:
         "distributed.admin.tick.limit": "1h",  # long numeric tasks hold the GIL; that is no fault
         "distributed.worker.profile.enabled": False,  # it samples the stack every 10 ms, for a dashboard
         "distributed.comm.timeouts.connect": "60s",
-        # Dask's own setting of the allocator gives memory back after every batch and faults it in again: 1.3x.
+        # Dask's own setting of the allocator gives memory back after every batch and faults it in again.
         "distributed.nanny.pre-spawn-environ": {
             **_ONE_THREAD,
             "MALLOC_MMAP_THRESHOLD_": "33554432",

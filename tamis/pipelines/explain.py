@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from tamis.pipelines.node import task_of
@@ -66,7 +65,7 @@ def _reason(plan: Plan, position: int, missing: int, previous: Mapping[str, Any]
 
 def _settings_changed(plan: Plan, previous: Mapping[str, Any]) -> str:
     """Name the settings outside the stages, and the files, that differ from the last finished run."""
-    now = json.loads(describe(plan))
+    now = describe(plan)
     old, new = previous["settings"], now["settings"]
     parts = [
         f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)

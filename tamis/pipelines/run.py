@@ -97,7 +97,7 @@ def run(
         plan = plan_run(recipe, folder, data=data, limit=limit, overrides=overrides)
         ran: list[str] = []
         damaged: dict[str, int] = {}
-        described = describe(plan)
+        described = json.dumps(describe(plan), indent=1).encode()
         while max(damaged.values(), default=0) < _REPAIRS:
             done = cached(plan, folder)
             todo = pending(plan, done)
@@ -116,18 +116,14 @@ def run(
                 _execute(plan, folder, todo, executor, workers, events, ran)
                 opened = open_manifest(folder)
                 break
-            except DamagedArtifactError as error:
-                # Found by its sha256 when read: forget it, and run it again.
-                forget(folder / "work", error.reference)
-                damaged[error.reference[0]] = damaged.get(error.reference[0], 0) + 1
-                events("repair", node=error.reference[0], reason=str(error))
-            except DamagedManifestError as error:
-                # Committed before, damaged since: the commit runs again and writes the same bytes.
-                if plan.target.name in ran:
-                    raise
-                forget(folder / "work", plan.target.reference)
-                damaged[plan.target.name] = damaged.get(plan.target.name, 0) + 1
-                events("repair", node=plan.target.name, reason=str(error))
+            except (DamagedArtifactError, DamagedManifestError) as error:
+                # Found by its sha256 when read: forget the node that made it, and run that again.
+                reference = error.reference if isinstance(error, DamagedArtifactError) else plan.target.reference
+                if isinstance(error, DamagedManifestError) and plan.target.name in ran:
+                    raise  # just committed, and damaged already
+                forget(folder / "work", reference)
+                damaged[reference[0]] = damaged.get(reference[0], 0) + 1
+                events("repair", node=reference[0], reason=str(error))
             except DatasetMismatchError:
                 # A block may have read other bytes than its key says: nothing of this run can be trusted.
                 for node in plan.nodes.values():
@@ -285,12 +281,12 @@ class _EventLog:
         return OutputError(f"cannot write {self.path}: {error.strerror or error}; free space or give another --out")
 
 
-def describe(plan: Plan) -> bytes:
+def describe(plan: Plan) -> dict[str, Any]:
     """What a person or another verb needs to know of the run; times and paths are welcome here."""
     names = ("seed", "block_rows", "max_bad_fraction", "max_text_bytes")
     settings = {name: getattr(plan.recipe, name) for name in names}
     settings |= {f"dataset.{role}": column for role, column in plan.recipe.dataset.fields.items()}
-    described = {
+    return {
         "name": plan.recipe.name,
         "data": plan.data,
         "recipe": plan.recipe.model_dump(by_alias=True, mode="json"),
@@ -308,7 +304,6 @@ def describe(plan: Plan) -> bytes:
             for stage in plan.stages
         ],
     }
-    return json.dumps(described, indent=1).encode()
 
 
 def read_run(folder: Path, which: str = COMMITTED) -> dict[str, Any]:

@@ -158,6 +158,11 @@ def stamp(location: str) -> tuple[int, ...]:
     return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
+def listing(sources: Sequence[SourceFile]) -> list[dict[str, Any]]:
+    """The files as a manifest records and fingerprints them: relative path, bytes, sha256, rows."""
+    return [{"path": s.path, "bytes": s.bytes, "sha256": s.sha256, "rows": s.rows} for s in sources]
+
+
 def check_unchanged(sources: Sequence[SourceFile]) -> None:
     """Hash every file again and compare: the last act before results are committed.
 

@@ -30,7 +30,7 @@ from tamis.errors import (
     RecipeError,
 )
 from tamis.manifests.atomic import write_atomic
-from tamis.manifests.canonical import canonical_json, digest
+from tamis.manifests.canonical import canonical_json, digest, write_ipc
 from tamis.manifests.reader import Manifest, open_manifest
 from tamis.pipelines.lock import locked
 from tamis.selectors import dynamic
@@ -584,10 +584,7 @@ def _write_ledger(path: Path, state: _State, ids: Sequence[str], rows: NDArray[n
             "weight_mean": pa.array((state.weight_sum / count).astype(np.float32), pa.float32(), mask=never),
         }
     )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    write_atomic(path, sink.getvalue().to_pybytes())
+    write_ipc(table, path)
     return path
 
 

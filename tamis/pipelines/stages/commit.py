@@ -16,7 +16,7 @@ from tamis.manifests.canonical import digest, sha256_file
 from tamis.manifests.commit import commit
 from tamis.manifests.fingerprint import dataset_fingerprint
 from tamis.pipelines.node import Inputs, Node, Output, Task, task_of, version_of
-from tamis.pipelines.sources import SourceFile, check_unchanged
+from tamis.pipelines.sources import SourceFile, check_unchanged, listing
 from tamis.pipelines.stages.embed import ENCODER_PACKAGES
 from tamis.pipelines.state import KEPT, alive_rows
 
@@ -76,7 +76,7 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def describe_dataset(recipe: Recipe, sources: Sequence[SourceFile], rows: int, limit: int | None) -> dict[str, Any]:
     """The record's `dataset`: its fingerprint and what that is made of."""
-    files = [{"path": s.path, "bytes": s.bytes, "sha256": s.sha256, "rows": s.rows} for s in sources]
+    files = listing(sources)
     schema = digest([list(source.columns) for source in sources])
     fields = recipe.dataset.fields
     return {
