@@ -1,15 +1,37 @@
-"""Write the README's table from the results: `python benchmarks/readme.py`."""
+"""Write the README's tables from the results: `python benchmarks/readme.py`.
+
+A table stands between two marks, and a README without the marks goes without the table.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- stages: written by benchmarks/readme.py -->", "<!-- end of stages -->"
+RESULTS = ROOT / "benchmarks" / "results"
+# Of these the engine's table starts with; other results with aims follow by name.
+ENGINE_FIRST = (
+    "facility_location_kernel",
+    "facility_location_embeddings",
+    "facility_location_scale",
+    "facility_location_sparse",
+    "ingenious_ranking",
+)
 
 
-def table(results: dict) -> str:
+def begin(mark: str) -> str:
+    """The line before a table."""
+    return f"<!-- {mark}: written by benchmarks/readme.py -->"
+
+
+def end(mark: str) -> str:
+    """The line after a table."""
+    return f"<!-- end of {mark} -->"
+
+
+def table(results: dict[str, Any]) -> str:
     """The table of benchmarks/stages.py as Markdown."""
     total = sum(stage["seconds"] for stage in results["stages"])
     lines = [
@@ -28,14 +50,98 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def written(readme: str, results: dict) -> str:
-    """The README with the table between its marks."""
-    head, _, rest = readme.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{table(results)}\n{END}{tail}"
+def engine_table(results: dict[str, dict[str, Any]]) -> str:
+    """The aims of all results, a row each, and then what the certificates say, if they were measured.
+
+    Args:
+        results: By name; those without `aims` (see `_measure.aim`) have no row.
+    """
+    rest = sorted(results.keys() - set(ENGINE_FIRST))
+    measured = [results[name] for name in (*ENGINE_FIRST, *rest) if "aims" in results.get(name, {})]
+    machines = {(found["machine"]["cores"], found["machine"]["cpu"]) for found in measured}
+    cores = " or ".join(str(count) for count in sorted({count for count, _ in machines}))
+    lines = [
+        f"{cores} cores, one thread on both sides unless a row says otherwise; the median of the rounds, and the lowest"
+        " to the highest. 3x is three times as fast as the peer; data and method: "
+        "[benchmarks/README.md](benchmarks/README.md).",
+        "",
+        "| work | against | aim | measured | met | same list |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    lines += [_row(aim) for found in measured for aim in found["aims"]]
+    if "certificate" in results:
+        lines += ["", *_certificates(results["certificate"])]
+    return "\n".join(lines)
+
+
+def _row(aim: dict[str, Any]) -> str:
+    ((direction, value),) = aim["aim"].items()
+    goal = ("≥ " if direction == "at_least" else "≤ ") + _quantity(value, aim["unit"])
+    median, low, high = (_quantity(aim["measured"][key], aim["unit"]) for key in ("median", "low", "high"))
+    measured = median if low == high else f"{median} ({low} to {high})"
+    same = {True: "yes", False: "no", None: ""}[aim["same_list"]]
+    return f"| {aim['work']} | {aim['against']} | {goal} | {measured} | {'yes' if aim['met'] else 'no'} | {same} |"
+
+
+def _quantity(value: float, unit: str) -> str:
+    """A number with its unit; three digits, or as many nines as there are where it is just below 1."""
+    if unit == "" and 0.9 < value < 1:
+        text = f"{value:.5f}".rstrip("0")
+    elif value >= 100:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.3g}"
+    return f"{text}{unit}" if unit in ("", "x") else f"{text} {unit}"
+
+
+def _certificates(results: dict[str, Any]) -> list[str]:
+    budgets = [budget["budget"] for budget in results["runs"][0]["budgets"]]
+    heads = " | ".join(f"{100 * budget:g} %" for budget in budgets)
+    lines = [
+        "What the certificates say, by budget: f(S) over a bound that no set of the size exceeds; in brackets the mean "
+        "cosine distance to the nearest chosen row, and that of random rows. The certificate is "
+        f"{100 * results['median_share_of_the_certificate']:.0f} % of the time (median).",
+        "",
+        f"| data | rows | {heads} |",
+        f"|---|---:|{'---:|' * len(budgets)}",
+    ]
+    for run in results["runs"]:
+        cells = [
+            f"{budget['f_over_bound']:.3f} ({budget['coverage_mean']:.3f}, "
+            f"{budget['coverage_mean_of_random']['median']:.3f})"
+            for budget in run["budgets"]
+        ]
+        lines.append(f"| {run['data']} | {run['rows']:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def between(readme: str, mark: str, content: str) -> str:
+    """The README with some content between two marks; unchanged if it does not have them."""
+    if begin(mark) not in readme:
+        return readme
+    head, _, rest = readme.partition(begin(mark))
+    _, _, tail = rest.partition(end(mark))
+    return f"{head}{begin(mark)}\n{content}\n{end(mark)}{tail}"
+
+
+def written(readme: str, results: dict[str, Any], others: dict[str, dict[str, Any]] | None = None) -> str:
+    """The README with all tables between their marks.
+
+    Args:
+        readme: The README.
+        results: Those of benchmarks/stages.py.
+        others: All other results, by name; as they are stored if not given.
+    """
+    others = stored() if others is None else others
+    return between(between(readme, "stages", table(results)), "engine", engine_table(others))
+
+
+def stored() -> dict[str, dict[str, Any]]:
+    """All results that there are, by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
 
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    path.write_text(written(path.read_text(), json.loads((ROOT / "benchmarks/results/stages.json").read_text())))
+    path.write_text(written(path.read_text(), stored()["stages"]))
     print(path)

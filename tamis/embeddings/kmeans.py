@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tamis.embeddings.grid import cosine_scale, to_grid
+from tamis.threads import each
+
 Matrix = npt.NDArray[np.float32]
 
 _TILE_ELEMENTS = 1 << 23  # similarities at a time: 32 MiB of float32
@@ -66,3 +69,79 @@ def assign(vectors: Matrix, centroids: Matrix) -> tuple[npt.NDArray[np.int32], n
         labels[start : start + block] = best
         distance[start : start + block] = 1 - similarity[np.arange(len(best)), best]
     return labels, np.clip(distance, 0, 2)
+
+
+def fit_on_grid(
+    grid: npt.NDArray[np.int16], n_clusters: int, *, iterations: int, threads: int = 1, device: str | None = None
+) -> npt.NDArray[np.int16]:
+    """Fit spherical k-means on grid rows: the same centroids on every machine, for any thread count.
+
+    Products are exact (see `grid`), and so are the sums of a cluster's rows, which are whole numbers. The first
+    centroids are rows evenly spaced; a cluster that loses its last row keeps its centroid. BLAS must be limited to
+    one thread.
+
+    Args:
+        grid: int16[m, d] from `to_grid`, m >= 1.
+        n_clusters: Wanted clusters; clipped to m.
+        iterations: Lloyd iterations.
+        threads: Threads to use.
+        device: A torch device for the products; None for numpy.
+
+    Returns:
+        int16[k, d], the centroids on the grid.
+    """
+    m, k = len(grid), min(n_clusters, len(grid))
+    centroids = grid[np.arange(k) * m // k]
+    for _ in range(iterations):
+        labels = nearest_on_grid(grid, centroids, 1, threads, device)[:, 0]
+        order = np.argsort(labels, kind="stable")
+        used, first = np.unique(labels[order], return_index=True)
+        sums = np.stack([grid[rows].sum(axis=0, dtype=np.int64) for rows in np.split(order, first[1:])])
+        lengths = np.sqrt((sums.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+        moved = lengths[:, 0] > 0
+        centroids[used[moved]] = to_grid((sums[moved] / lengths[moved]).astype(np.float32))
+    return centroids
+
+
+def nearest_on_grid(
+    grid: npt.NDArray[np.int16],
+    centroids: npt.NDArray[np.int16],
+    count: int,
+    threads: int = 1,
+    device: str | None = None,
+) -> npt.NDArray[np.int32]:
+    """The nearest centroids of each row by cosine, nearest first, ties to the lowest.
+
+    BLAS must be limited to one thread.
+
+    Args:
+        grid: int16[n, d] from `to_grid`.
+        centroids: int16[k, d], likewise.
+        count: How many to name, at most k.
+        threads: Threads to use.
+        device: A torch device for the products; None for numpy.
+
+    Returns:
+        int32[n, count].
+    """
+    from tamis.embeddings import _neighbours
+
+    out = np.empty((len(grid), count), np.int32)
+    scale, columns = cosine_scale(centroids), centroids.astype(np.float32).T
+    block = max(16, min(2048, _TILE_ELEMENTS // len(centroids)))
+
+    def find(start: int) -> None:
+        rows = slice(start, start + block)
+        _neighbours.top_columns(grid[rows].astype(np.float32) @ columns, scale, out[rows])
+
+    if device is not None:
+        from tamis.embeddings import on_device
+
+        block = on_device.rows_at_a_time(len(centroids))
+        there, there_scale = on_device.put(centroids, device), on_device.put(scale, device)
+        for start in range(0, len(grid), block):
+            here = on_device.put(grid[start : start + block], device)
+            out[start : start + block] = on_device.top_columns(here, there, there_scale, count).cpu().numpy()
+        return out
+    each(threads, find, range(0, len(grid), block))
+    return out

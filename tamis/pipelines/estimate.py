@@ -36,7 +36,9 @@ _ROW_SECONDS = {
     "prune.loss": 1e-6,
     "prune.density": 2e-6,
     "select.partition": 2e-5,
-    "select.merge": 3e-6,
+    "select.take": 3e-6,
+    "select.list": 6e-5,
+    "select.whole": 1e-4,
     "schedule.seta": 2e-6,
     "reweight.loss": 1e-6,
     "commit.manifest": 1e-5,
@@ -96,7 +98,7 @@ def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
         size = min(rows, _partition_rows(plan, node))
         return (
             size * size * (dim / 5e10 + 8e-9),
-            4.6 * size * size + 8 * size * dim,
+            2.4 * size * size + 8 * size * dim,
             20 * rows / params["shards"],
         )
     if node.task == "score.fold":

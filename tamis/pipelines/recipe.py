@@ -222,32 +222,74 @@ class SelectConfig(_Frozen):
     """Select a subset within a budget."""
 
     kind: Literal["select"] = "select"
-    method: Literal["ingenious", "facility_location", "random", "stratified"] = Field(description="How to select.")
+    method: Literal[
+        "ingenious",
+        "facility_location",
+        "graph_cut",
+        "log_det",
+        "k_center",
+        "disparity_sum",
+        "targeted",
+        "conditional",
+        "duqgen",
+        "random",
+        "stratified",
+    ] = Field(description="How to select.")
     budget: Amount = Field(description="How many rows: a fraction of the dataset or a count.")
+    per: Literal["label", "cluster"] | None = Field(
+        None, description="Share the budget over the classes, or the clusters, in proportion, and select in each."
+    )
+    engine: Literal["auto", "exact", "sparse", "partitioned"] = Field(
+        "auto",
+        description="facility_location: greedy on all pairs of a group (exact), on the graph of nearest neighbours "
+        "(sparse), or on what ranked cells propose (partitioned). auto: exact within partition_rows, else sparse.",
+    )
+    stop_gain: float | None = Field(
+        None, gt=0.0, description="facility_location: leave out rows whose gain is below this, budget or not."
+    )
     objective: Literal["facility_location"] = Field(
         "facility_location", description="ingenious: the submodular objective of the gains."
     )
-    temperature: float = Field(1.0, gt=0.0, description="ingenious: temperature of the Taylor-softmax over the gains.")
+    temperature: float = Field(
+        1.0, gt=0.0, description="ingenious: of the Taylor-softmax over the gains; duqgen: of the softmax over cosines."
+    )
     scale_free: bool = Field(False, description="ingenious: divide the gains by their partition's median first.")
+    blocks: Literal["cells", "random"] = Field(
+        "cells", description="ingenious: partitions are k-means cells, or random blocks as in the paper."
+    )
     partition_rows: Literal["auto"] | int = Field(
         "auto",
-        description="Largest partition ranked exactly; a larger group is split into k-means cells. auto: 12,288.",
+        description="Largest group that facility_location ranks exactly, and partition of ingenious. auto: 16,384.",
     )
-    per: Literal["label"] | None = Field(
-        None, description="label: share the budget over the classes in proportion, and select in each."
-    )
+    trade_off: float = Field(0.5, ge=0.0, description="graph_cut: lambda, how much similarity within the subset costs.")
+    ridge: float = Field(1.0, ge=1e-6, le=1e6, description="log_det: what is added to the kernel's diagonal.")
+    n_clusters: Literal["auto"] | int = Field("auto", description="duqgen: clusters to draw from.")
+    queries: str | None = Field(None, description="targeted: a file of vectors that the subset should be near to.")
+    eta: float = Field(1.0, gt=0.0, description="targeted: how far a row may be represented beyond its own relevance.")
+    avoid: str | None = Field(None, description="conditional: a file of vectors that need no representation any more.")
+    nu: float = Field(1.0, ge=0.0, description="conditional: how strongly to avoid them.")
 
     _amount = field_validator("budget", mode="before")(_is_amount)
 
     @model_validator(mode="after")
     def _fits_method(self) -> SelectConfig:
-        if self.method != "ingenious":
-            _refuse_foreign(self, ("temperature", "scale_free"))
-        if self.method in ("random", "stratified"):
-            _refuse_foreign(self, ("partition_rows",))
+        known = {
+            "ingenious": ("objective", "temperature", "scale_free", "blocks", "partition_rows"),
+            "facility_location": ("engine", "stop_gain", "partition_rows"),
+            "graph_cut": ("trade_off",),
+            "log_det": ("ridge",),
+            "targeted": ("queries", "eta"),
+            "conditional": ("avoid", "nu"),
+            "duqgen": ("n_clusters", "temperature"),
+        }
+        own = known.get(self.method, ())
+        _refuse_foreign(self, tuple(sorted({name for names in known.values() for name in names} - set(own))))
+        for method, name in (("targeted", "queries"), ("conditional", "avoid")):
+            if self.method == method and getattr(self, name) is None:
+                raise ValueError(f"method {method} needs `{name}: FILE`, a file of vectors such as a .npy")
         return self
 
-    @field_validator("partition_rows")
+    @field_validator("partition_rows", "n_clusters")
     @classmethod
     def _k(cls, value: str | int) -> str | int:
         return _positive(value)

@@ -1,79 +1,293 @@
-"""The compiled loops: greedy facility location on an integer kernel, and greedy de-duplication of pairs.
+"""The compiled loops of greedy facility location, on cosines as uint16 in units of 2^-15 (see `grid`).
 
-Similarities are clamped to [0, 1] and rounded to int32 in units of 2^-23, and gains are their exact int64
-sums: they do not depend on the order of summation, and a gain that was updated step by step equals one
-    computed afresh. Every
-loop is serial and releases the GIL; parallelism is across calls.
+Every loop is serial and releases the GIL; parallelism is across calls. Gains are exact int64 sums, so that a gain
+that was updated step by step equals one computed afresh, in any order.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
-UNIT = 1 << 23  # the integer that stands for similarity 1
+_CHUNK = 8192  # columns of the accumulator that stays in cache
+_FLUSH = 1 << 16  # rows whose differences, 2^15 at most, fit an accumulator of 32 bits
+_TILE = 64  # rows and columns of a tile that is transposed in cache
+_HALF, _LOW, _HIGH = np.float32(0.5), np.float32(0), np.float32(1 << 15)
 
-_SCALE = np.float32(UNIT)
-_TILE = 32  # rows and columns of a tile that is transposed in cache
-_CHUNK = 4096  # columns of the accumulator that stays in cache
-_FLUSH = 250  # 250 * 2^23 < 2^31: so many decrements fit an int32 accumulator
-_FIRST_CHECK = 8  # steps before the pairs still active are counted for the first time
-_SPARSE_SHARE = 0.03  # changed rows a step, as a share of n, below which counting is worth it
-_PAIRS_DIVISOR = 8  # the pair lists take 8 bytes a pair: at most n^2 / 8 of them, a quarter of the kernel
-
+Bool = npt.NDArray[np.bool_]
+UInt16 = npt.NDArray[np.uint16]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
+
+
+@intrinsic
+def _lowest_bit(typing_context: Any, word: Any) -> Any:  # noqa: ARG001
+    """The place of the lowest set bit of a uint64."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), build
 
 
 @njit(cache=True, nogil=True)
-def quantise_tile(tile: Float32, kernel: Int32, row: int, column: int) -> None:
-    """Write a block of cosines into the kernel at (row, column), and its transpose at (column, row).
+def quantise(tile: Float32, row_scale: Float32, column_scale: Float32, out: UInt16) -> None:
+    """Turn a tile of products into uint16 cosines.
 
     Args:
-        tile: float32[a, b] cosines.
-        kernel: int32[n, n], changed in place.
-        row: First row of the block.
-        column: First column of the block.
+        tile: float32[a, b] products of grid rows.
+        row_scale: float32[a], `grid.cosine_scale` of the rows.
+        column_scale: float32[b], the same of the columns.
+        out: uint16[a, b], written.
+    """
+    for i in range(tile.shape[0]):
+        products = tile[i]
+        row = out[i]
+        scale = row_scale[i]
+        for j in range(products.shape[0]):
+            v = products[j] * (scale * column_scale[j]) + _HALF
+            row[j] = np.uint16(np.int32(min(max(v, _LOW), _HIGH)))
+
+
+@njit(cache=True, nogil=True)
+def quantise_symmetric(tile: Float32, scale: Float32, kernel: UInt16, row: int, column: int) -> None:
+    """Write a tile of products as cosines into a symmetric kernel at (row, column), and its transpose.
+
+    Args:
+        tile: float32[a, b] products of grid rows.
+        scale: float32[n], `grid.cosine_scale` of all rows.
+        kernel: uint16[n, n], written.
+        row: First row of the tile.
+        column: First column of the tile.
     """
     height, width = tile.shape
+    square = np.empty((_TILE, _TILE), np.uint16)
     for i0 in range(0, height, _TILE):
         i1 = min(height, i0 + _TILE)
         for j0 in range(0, width, _TILE):
             j1 = min(width, j0 + _TILE)
             for i in range(i0, i1):
-                for j in range(j0, j1):
-                    v = tile[i, j]
-                    v = v if v > np.float32(0) else np.float32(0)
-                    v = v if v < np.float32(1) else np.float32(1)
-                    kernel[row + i, column + j] = np.int32(v * _SCALE + np.float32(0.5))
+                products = tile[i, j0:j1]
+                target = kernel[row + i, column + j0 : column + j1]
+                copied = square[i - i0]
+                row_scale = scale[row + i]
+                column_scale = scale[column + j0 : column + j1]
+                for j in range(j1 - j0):
+                    v = products[j] * (row_scale * column_scale[j]) + _HALF
+                    q = np.uint16(np.int32(min(max(v, _LOW), _HIGH)))
+                    target[j] = q
+                    copied[j] = q
             for j in range(j0, j1):
-                for i in range(i0, i1):
-                    kernel[column + j, row + i] = kernel[row + i, column + j]
+                target = kernel[column + j, row + i0 : row + i1]
+                for i in range(i1 - i0):
+                    target[i] = square[i, j - j0]
 
 
 @njit(cache=True, nogil=True)
-def _before(key1: int, item1: int, key2: int, item2: int) -> bool:
-    """Heap order: the larger key first, and of equal keys the lower item."""
+def add_clipped(block: UInt16, rows: Int64, low: UInt16, high: UInt16, sign: int, total: Int64) -> None:
+    """Add to each column j: sign * sum_u (clip(block[rows_u, j], low_u, high_u) - low_u).
+
+    With low the best similarity so far and high the largest there can be, this is every column's gain; with low
+    the best before and high the best after a choice, it is what the choice takes from every gain.
+
+    Args:
+        block: uint16[m, w].
+        rows: int64[r], rows of the block.
+        low: uint16[r].
+        high: uint16[r], nowhere below `low`.
+        sign: 1 or -1.
+        total: int64[w], changed in place.
+    """
+    width = block.shape[1]
+    for j0 in range(0, width, _CHUNK):
+        j1 = min(width, j0 + _CHUNK)
+        size = j1 - j0
+        acc = np.zeros(size, np.uint32)
+        u = 0
+        while u < rows.shape[0]:
+            end = min(rows.shape[0], u + _FLUSH)
+            while u + 4 <= end:  # four rows at a time: the accumulator is read and written once for them
+                a = block[rows[u], j0:j1]
+                b = block[rows[u + 1], j0:j1]
+                c = block[rows[u + 2], j0:j1]
+                d = block[rows[u + 3], j0:j1]
+                la, lb, lc, ld = low[u], low[u + 1], low[u + 2], low[u + 3]
+                ha, hb, hc, hd = high[u], high[u + 1], high[u + 2], high[u + 3]
+                for j in range(size):
+                    acc[j] += (
+                        np.uint32(np.uint16(min(max(a[j], la), ha) - la))
+                        + np.uint32(np.uint16(min(max(b[j], lb), hb) - lb))
+                        + np.uint32(np.uint16(min(max(c[j], lc), hc) - lc))
+                        + np.uint32(np.uint16(min(max(d[j], ld), hd) - ld))
+                    )
+                u += 4
+            while u < end:
+                a = block[rows[u], j0:j1]
+                la, ha = low[u], high[u]
+                for j in range(size):
+                    acc[j] += np.uint32(np.uint16(min(max(a[j], la), ha) - la))
+                u += 1
+            sums = total[j0:j1]
+            for j in range(size):
+                sums[j] += sign * np.int64(acc[j])
+                acc[j] = 0
+
+
+@njit(cache=True, nogil=True)
+def add_clipped_transposed(block: UInt16, low: UInt16, high: UInt16, total: Int64) -> None:
+    """Add to each row i of a block: sum_j (clip(block[i, j], low_j, high_j) - low_j).
+
+    The same as `add_clipped` on the block's transpose, which a symmetric kernel gives for nothing.
+
+    Args:
+        block: uint16[m, w], w < 2^16.
+        low: uint16[w].
+        high: uint16[w], nowhere below `low`.
+        total: int64[m], changed in place.
+    """
+    for i in range(block.shape[0]):
+        row = block[i]
+        acc = np.uint32(0)
+        for j in range(row.shape[0]):
+            acc += np.uint32(np.uint16(min(max(row[j], low[j]), high[j]) - low[j]))
+        total[i] += np.int64(acc)
+
+
+@njit(cache=True, nogil=True)
+def count_above(block: UInt16, low: UInt16) -> np.int64:
+    """How many block[i, j] exceed low_i."""
+    count: np.int64 = np.int64(0)
+    for i in range(block.shape[0]):
+        row = block[i]
+        threshold = low[i]
+        for j0 in range(0, row.shape[0], 1 << 15):
+            part = row[j0 : j0 + (1 << 15)]
+            above = np.uint16(0)
+            for j in range(part.shape[0]):
+                above += np.uint16(part[j] > threshold)
+            count += np.int64(above)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def list_above(block: UInt16, low: UInt16, high: UInt16, column: Int32, value: UInt16, length: Int64) -> np.int64:
+    """List the entries of each row i that exceed low_i, cut to high_i, one row after another.
+
+    Args:
+        block: uint16[m, w].
+        low: uint16[m].
+        high: uint16[m]; a row with low_i >= high_i lists nothing.
+        column: int32[c], c large enough, written: the entries' columns, ascending in each row.
+        value: uint16[c], written: their values.
+        length: int64[m], written: how many each row lists.
+
+    Returns:
+        How many are listed in all.
+    """
+    width = block.shape[1]
+    above = np.zeros((width + 7) // 8 * 8, np.uint8)
+    words = above.view(np.uint64)
+    place: np.int64 = np.int64(0)
+    for i in range(block.shape[0]):
+        begin = place
+        threshold, top = low[i], high[i]
+        if threshold < top:
+            row = block[i]
+            for j in range(width):
+                above[j] = np.uint8(row[j] > threshold)
+            for w in range(words.shape[0]):
+                word = words[w]
+                while word:
+                    at = 8 * w + np.int64(_lowest_bit(word) >> np.uint64(3))
+                    column[place] = at
+                    value[place] = min(row[at], top)
+                    place += np.int64(1)
+                    word &= word - np.uint64(1)
+        length[i] = place - begin
+    return place
+
+
+@njit(cache=True, nogil=True)
+def transpose_lists(start: Int64, column: Int32, value: UInt16, columns: int) -> tuple[Int64, Int32, UInt16]:
+    """Lists by row as lists by column: starts int64[columns + 1], rows int32 ascending, values uint16."""
+    begin = np.zeros(columns + 1, np.int64)
+    for p in range(column.shape[0]):
+        begin[column[p] + 1] += 1
+    for j in range(columns):
+        begin[j + 1] += begin[j]
+    place = begin[:-1].copy()
+    rows = np.empty(column.shape[0], np.int32)
+    values = np.empty(column.shape[0], np.uint16)
+    for i in range(start.shape[0] - 1):
+        for p in range(start[i], start[i + 1]):
+            q = place[column[p]]
+            rows[q] = i
+            values[q] = value[p]
+            place[column[p]] = q + 1
+    return begin, rows, values
+
+
+@njit(cache=True, nogil=True)
+def sum_lists(start: Int64, row: Int32, value: UInt16, low: UInt16, high: UInt16) -> Int64:
+    """The gain of each list's candidate: the sum of clip(value, low_i, high_i) - low_i over its rows i, int64."""
+    total = np.zeros(start.shape[0] - 1, np.int64)
+    for j in range(total.shape[0]):
+        for p in range(start[j], start[j + 1]):
+            i = row[p]
+            total[j] += np.int64(min(max(value[p], low[i]), high[i])) - np.int64(low[i])
+    return total
+
+
+@njit(cache=True, nogil=True)
+def lists_above(start: Int64, column: Int32, value: UInt16, low: UInt16, high: UInt16) -> tuple[Int64, Int32, UInt16]:
+    """Copy the entries of each row i's list that exceed low_i, cut to high_i."""
+    n = start.shape[0] - 1
+    begin = np.zeros(n + 1, np.int64)
+    for i in range(n):
+        count = 0
+        if low[i] < high[i]:
+            for p in range(start[i], start[i + 1]):
+                count += value[p] > low[i]
+        begin[i + 1] = begin[i] + count
+    columns = np.empty(begin[n], np.int32)
+    values = np.empty(begin[n], np.uint16)
+    for i in range(n):
+        if low[i] < high[i]:
+            q = begin[i]
+            for p in range(start[i], start[i + 1]):
+                if value[p] > low[i]:
+                    columns[q] = column[p]
+                    values[q] = min(value[p], high[i])
+                    q += 1
+    return begin, columns, values
+
+
+@njit(cache=True, nogil=True)
+def _before(key1: float, item1: int, key2: float, item2: int, last_of_ties: bool) -> bool:
+    """Heap order: the larger key first, and of equal keys the lower item (or the higher one)."""
     if key1 != key2:
         return key1 > key2
-    return item1 < item2
+    return item1 > item2 if last_of_ties else item1 < item2
 
 
 @njit(cache=True, nogil=True)
-def _sift_down(keys: Int64, items: Int64, place: int, size: int) -> None:
+def _sift_down(keys: Float64, items: Int64, place: int, size: int, last_of_ties: bool) -> None:
     key = keys[place]
     item = items[place]
     while True:
         child = 2 * place + 1
         if child >= size:
             break
-        if child + 1 < size and _before(keys[child + 1], items[child + 1], keys[child], items[child]):
+        if child + 1 < size and _before(keys[child + 1], items[child + 1], keys[child], items[child], last_of_ties):
             child += 1
-        if not _before(keys[child], items[child], key, item):
+        if not _before(keys[child], items[child], key, item, last_of_ties):
             break
         keys[place] = keys[child]
         items[place] = items[child]
@@ -83,261 +297,174 @@ def _sift_down(keys: Int64, items: Int64, place: int, size: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _pop_best(keys: Int64, items: Int64, size: int, gain: Int64) -> np.int64:
-    """Remove the item of largest gain (the lowest of several) from the heap, and return it.
-
-    Keys are earlier gains, so upper bounds (submodularity); `gain` holds the exact ones. An item whose exact
-    gain still comes before the second best key is the best of all.
-    """
-    while True:
-        item: np.int64 = items[0]
-        exact = gain[item]
-        accepted = size == 1 or exact == keys[0]
-        if not accepted:
-            second = 1
-            if size > 2 and _before(keys[2], items[2], keys[1], items[1]):
-                second = 2
-            accepted = _before(exact, item, keys[second], items[second])
-        if accepted:
-            keys[0] = keys[size - 1]
-            items[0] = items[size - 1]
-            _sift_down(keys, items, 0, size - 1)
-            return item
-        keys[0] = exact
-        _sift_down(keys, items, 0, size)
+def make_heap(keys: Float64, items: Int64, last_of_ties: bool) -> None:
+    """Order keys and items, in place, into a heap with the best on top."""
+    for place in range(keys.shape[0] // 2 - 1, -1, -1):
+        _sift_down(keys, items, place, keys.shape[0], last_of_ties)
 
 
 @njit(cache=True, nogil=True)
-def _raise_best(row: Int32, best: Int32, changed: Int64, old: Int32, new: Int32) -> int:
-    """Raise best to the chosen row where that is larger; list what changed, and return how many."""
+def pop_best(keys: Float64, items: Int64, size: int, gain: Int64, cost: Float64, last_of_ties: bool) -> np.int64:
+    """Remove the item of the largest gain per cost from the heap, and return it.
+
+    Keys are earlier values of gain / cost, so upper bounds (submodularity); `gain` holds the exact gains, below
+    2^53. An item whose exact key still comes before the second best is the best of all. With `last_of_ties` it
+    need only equal the second best key: the rule of submodlib's LazyGreedy.
+    """
+    while True:
+        item: np.int64 = items[0]
+        exact = np.float64(gain[item]) / cost[item]
+        accepted = size == 1 or exact == keys[0]
+        if not accepted:
+            second = 1
+            if size > 2 and _before(keys[2], items[2], keys[1], items[1], last_of_ties):
+                second = 2
+            if last_of_ties:
+                accepted = exact >= keys[second]
+            else:
+                accepted = _before(exact, item, keys[second], items[second], False)
+        if accepted:
+            keys[0] = keys[size - 1]
+            items[0] = items[size - 1]
+            _sift_down(keys, items, 0, size - 1, last_of_ties)
+            return item
+        keys[0] = exact
+        _sift_down(keys, items, 0, size, last_of_ties)
+
+
+@njit(cache=True, nogil=True)
+def raise_best(
+    row: UInt16, high: UInt16, rank: int, best: UInt16, owner: Int32, changed: Int64, old: UInt16, new: UInt16
+) -> int:
+    """Raise best_i to min(row_i, high_i) where that is larger, name the owner, list what changed; return how many."""
     count = 0
-    for i in range(row.shape[0]):
-        w = row[i]
-        if w > best[i]:
-            changed[count] = i
-            old[count] = best[i]
-            new[count] = w
-            best[i] = w
-            count += 1
+    for i0 in range(0, row.shape[0], _TILE):
+        r, h, b = row[i0 : i0 + _TILE], high[i0 : i0 + _TILE], best[i0 : i0 + _TILE]
+        rises = np.uint16(0)
+        for i in range(r.shape[0]):  # vectorised: almost no stretch of rows rises late in a run
+            rises |= np.uint16(min(r[i], h[i]) > b[i])
+        if rises:
+            for i in range(r.shape[0]):
+                w = min(r[i], h[i])
+                if w > b[i]:
+                    changed[count] = i0 + i
+                    old[count] = b[i]
+                    new[count] = w
+                    b[i] = w
+                    owner[i0 + i] = rank
+                    count += 1
     return count
 
 
 @njit(cache=True, nogil=True)
-def _decrement_dense(
-    kernel: Int32, changed: Int64, count: int, old: Int32, new: Int32, gain: Int64, acc: Int32
+def _shrink_list(
+    i: int, old: int, new: int, start: Int64, length: Int64, column: Int32, value: UInt16, gain: Int64
 ) -> None:
-    """Take from every gain what the changed rows no longer offer: min(k_ij, new_i) - old_i where positive."""
-    n = kernel.shape[1]
-    for j0 in range(0, n, _CHUNK):
-        j1 = min(n, j0 + _CHUNK)
-        width = j1 - j0
-        for j in range(width):
-            acc[j] = 0
-        pending = 0
-        for u in range(count):
-            row = kernel[changed[u], j0:j1]
-            o = old[u]
-            w = new[u]
-            for j in range(width):
-                v = row[j]
-                v = v if v < w else w
-                v = v if v > o else o
-                acc[j] += v - o
-            pending += 1
-            if pending == _FLUSH:
-                for j in range(width):
-                    gain[j0 + j] -= acc[j]
-                    acc[j] = 0
-                pending = 0
-        for j in range(width):
-            gain[j0 + j] -= acc[j]
+    """Row i's best rises from old to new: take that from the gains in its list, and drop what no longer matters."""
+    begin = start[i]
+    kept = begin
+    for p in range(begin, begin + length[i]):
+        v = np.int64(value[p])
+        j = column[p]
+        if v > new:
+            gain[j] -= new - old
+            value[kept] = value[p]
+            column[kept] = j
+            kept += 1
+        else:
+            gain[j] -= v - old
+    length[i] = kept - begin
 
 
 @njit(cache=True, nogil=True)
-def _active_starts(kernel: Int32, best: Int32, start: Int64) -> None:
-    """Count the pairs with k_ij > best_i into the starts of their rows in one list, int64[n + 1]."""
-    n = kernel.shape[0]
-    start[0] = 0
-    for i in range(n):
-        row = kernel[i]
-        threshold = best[i]
-        count = 0
-        for j in range(n):
-            count += 1 if row[j] > threshold else 0
-        start[i + 1] = start[i] + count
-
-
-@njit(cache=True, nogil=True)
-def greedy(kernel: Int32, budget: int) -> tuple[Int64, Int64]:
-    """Exact greedy maximisation of f(S) = sum_i max(0, max_{j in S} k_ij); ties go to the lowest index.
-
-    All gains are kept exact at all times. First densely: adding s changes a gain only through the rows whose
-    best similarity rises. Pairs with k_ij <= best_i never matter again, so once few rows change a step, the
-    other pairs are listed by row, and the lists shrink from then on.
+def continue_greedy(
+    kernel: UInt16,
+    column_start: Int64,
+    column_row: Int32,
+    column_value: UInt16,
+    start: Int64,
+    length: Int64,
+    column: Int32,
+    value: UInt16,
+    gain: Int64,
+    best: UInt16,
+    owner: Int32,
+    high: UInt16,
+    keys: Float64,
+    items: Int64,
+    size: int,
+    cost: Float64,
+    money: float,
+    least_gain: int,
+    enough: int,
+    reached: int,
+    chosen: Int64,
+    gains: Int64,
+    step: int,
+    until: int,
+    last_of_ties: bool,
+) -> tuple[int, int, float, int]:
+    """Greedy steps on the lists of the pairs that still matter, until chosen[until - 1] or a limit.
 
     Args:
-        kernel: int32[n, n], symmetric, in [0, UNIT], diagonal UNIT. Not changed.
-        budget: How many to choose, in [1, n].
+        kernel: uint16[n, n] symmetric, from which the rows that a choice raises are read; uint16[0, 0] to read
+            them from the lists by column instead.
+        column_start: int64[m + 1], where each candidate's list begins.
+        column_row: int32, its rows.
+        column_value: uint16, its similarities.
+        start: int64[n + 1], where each row's list begins.
+        length: int64[n], how much of it is left; changed.
+        column: int32, its candidates; changed.
+        value: uint16, its similarities, above best_i; changed.
+        gain: int64[m], exact gains; changed.
+        best: uint16[n], the best similarity so far; changed.
+        owner: int32[n], the rank of the choice that gave it; changed.
+        high: uint16[n], the most that best can be.
+        keys: float64[m], heap of upper bounds of gain / cost; changed.
+        items: int64[m], their candidates; changed.
+        size: Size of the heap.
+        cost: float64[m] > 0.
+        money: What the costs of further choices may sum to.
+        least_gain: Stop before a gain below this.
+        enough: Stop once the objective has reached this.
+        reached: The objective so far.
+        chosen: int64[k], written from `step` on.
+        gains: int64[k], likewise.
+        step: Choices made before.
+        until: Choices after which to return.
+        last_of_ties: See `pop_best`.
 
     Returns:
-        The chosen indices in order, int64[budget], and their gains, int64[budget] in units of 1 / UNIT.
+        Choices made, size of the heap, money left, objective. Fewer choices than `until` mean that a limit was met.
     """
-    n = kernel.shape[0]
-    gain = np.zeros(n, np.int64)
-    for j in range(n):
-        total = np.int64(0)
-        for i in range(n):
-            total += kernel[j, i]
-        gain[j] = total
-    keys = gain.copy()
-    items = np.arange(n)
-    for place in range(n // 2 - 1, -1, -1):
-        _sift_down(keys, items, place, n)
-
-    chosen = np.empty(budget, np.int64)
-    gains = np.empty(budget, np.int64)
-    best = np.zeros(n, np.int32)
+    n = best.shape[0]
     changed = np.empty(n, np.int64)
-    old = np.empty(n, np.int32)
-    new = np.empty(n, np.int32)
-    acc = np.empty(_CHUNK, np.int32)
-    start = np.empty(n + 1, np.int64)
-    smoothed = float(n)
-    check_at = _FIRST_CHECK
-    step = 0
-    while step < budget:
-        s = _pop_best(keys, items, n - step, gain)
+    old = np.empty(n, np.uint16)
+    new = np.empty(n, np.uint16)
+    by_kernel = kernel.shape[0] > 0
+    while step < until and size > 0 and reached < enough:
+        s = pop_best(keys, items, size, gain, cost, last_of_ties)
+        size -= 1
+        if cost[s] > money:
+            continue
+        if gain[s] < least_gain:
+            break
+        money -= cost[s]
         chosen[step] = s
         gains[step] = gain[s]
+        reached += gain[s]
+        if by_kernel:
+            count = raise_best(kernel[s], high, step, best, owner, changed, old, new)
+            for u in range(count):
+                _shrink_list(changed[u], np.int64(old[u]), np.int64(new[u]), start, length, column, value, gain)
+        else:
+            for p in range(column_start[s], column_start[s + 1]):
+                i = column_row[p]
+                w = min(column_value[p], high[i])
+                before = best[i]
+                if w > before:
+                    best[i] = w
+                    owner[i] = step
+                    _shrink_list(i, np.int64(before), np.int64(w), start, length, column, value, gain)
         step += 1
-        count = _raise_best(kernel[s], best, changed, old, new)
-        _decrement_dense(kernel, changed, count, old, new, gain, acc)
-        smoothed = 0.7 * smoothed + 0.3 * count
-        if step >= check_at and smoothed < _SPARSE_SHARE * n:
-            _active_starts(kernel, best, start)
-            if start[n] <= n * n // _PAIRS_DIVISOR:
-                break
-            check_at = 2 * step
-    if step == budget:
-        return chosen, gains
-
-    column = np.empty(start[n], np.int32)
-    value = np.empty(start[n], np.int32)
-    length = np.empty(n, np.int64)
-    for i in range(n):
-        p = start[i]
-        for j in range(n):
-            if kernel[i, j] > best[i]:
-                column[p] = j
-                value[p] = kernel[i, j]
-                p += 1
-        length[i] = p - start[i]
-
-    while step < budget:
-        s = _pop_best(keys, items, n - step, gain)
-        chosen[step] = s
-        gains[step] = gain[s]
-        step += 1
-        row = kernel[s]
-        for i in range(n):
-            w = row[i]
-            o = best[i]
-            if w > o:
-                kept = start[i]
-                for p in range(start[i], start[i] + length[i]):
-                    v = value[p]
-                    j = column[p]
-                    if v > w:
-                        gain[j] -= w - o
-                        value[kept] = v
-                        column[kept] = j
-                        kept += 1
-                    else:
-                        gain[j] -= v - o
-                length[i] = kept - start[i]
-                best[i] = w
-    return chosen, gains
-
-
-@njit(cache=True, nogil=True)
-def nearest_chosen(kernel: Int32, chosen: Int64) -> tuple[Int64, Int32]:
-    """For each row the chosen one most similar to it (the earliest of several; a chosen row is its own).
-
-    Args:
-        kernel: int32[n, n], symmetric.
-        chosen: int64[k], k >= 1.
-
-    Returns:
-        Positions in `chosen`, int64[n], and the similarities, int32[n].
-    """
-    n = kernel.shape[0]
-    nearest = np.zeros(n, np.int64)
-    best = np.full(n, -1, np.int32)
-    for r in range(chosen.shape[0]):
-        row = kernel[chosen[r]]
-        for i in range(n):
-            if row[i] > best[i]:
-                best[i] = row[i]
-                nearest[i] = r
-    for r in range(chosen.shape[0]):
-        nearest[chosen[r]] = r
-    return nearest, best
-
-
-@njit(cache=True, nogil=True)
-def remaining_gains(kernel: Int32, best: Int32) -> Int64:
-    """What each row would still add: sum_i max(0, k_ij - best_i), int64[n]; 0 for rows already chosen."""
-    n = kernel.shape[0]
-    gain = np.empty(n, np.int64)
-    for j in range(n):
-        row = kernel[j]
-        total = np.int64(0)
-        for i in range(n):
-            rise = row[i] - best[i]
-            total += rise if rise > 0 else 0
-        gain[j] = total
-    return gain
-
-
-@njit(cache=True, nogil=True)
-def resolve_ranked(n: int, first: Int64, second: Int64, cosine: Float64) -> tuple[Int64, Float64]:
-    """Greedy de-duplication of items 0 .. n - 1, visited in this order.
-
-    Args:
-        n: Number of items.
-        first: int64[p], one item of each pair.
-        second: int64[p], the other item.
-        cosine: float64[p], similarities, all at or above the threshold.
-
-    Returns:
-        int64[n], the kept item that stands for each (itself if kept), and float64[n], the similarity to it.
-    """
-    start = np.zeros(n + 1, np.int64)
-    for p in range(first.shape[0]):
-        start[max(first[p], second[p]) + 1] += 1
-    for r in range(n):
-        start[r + 1] += start[r]
-    filled = start[:-1].copy()
-    earlier = np.empty(first.shape[0], np.int64)
-    similar = np.empty(first.shape[0], np.float64)
-    for p in range(first.shape[0]):
-        later = max(first[p], second[p])
-        earlier[filled[later]] = min(first[p], second[p])
-        similar[filled[later]] = cosine[p]
-        filled[later] += 1
-
-    kept_of = np.empty(n, np.int64)
-    similarity = np.empty(n, np.float64)
-    for r in range(n):
-        representative = r
-        highest = 1.0
-        for p in range(start[r], start[r + 1]):
-            e = earlier[p]
-            if kept_of[e] == e:
-                c = similar[p]
-                if representative == r or c > highest or (c == highest and e < representative):
-                    representative = e
-                    highest = c
-        kept_of[r] = representative
-        similarity[r] = highest
-    return kept_of, similarity
+    return step, size, money, reached

@@ -1,6 +1,7 @@
 """Duplicates: exact ones by content hash, near ones by cosine in a group (SemDeDup, arXiv 2303.09540).
 
-Near-duplicate pairs are found once, above a floor; deciding for another eps takes only the pairs.
+Near-duplicate pairs are found once, above a floor; deciding for another eps takes only the pairs. Where rows are so
+much alike that their pairs would be too many, `resolve_rows` decides from the vectors, to the same result.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tamis.errors import DataError, RecipeError
-from tamis.selectors._blas import one_blas_thread
+from tamis.threads import one_blas_thread
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,41 +58,134 @@ def exact_duplicates(keys: npt.NDArray[np.bytes_] | npt.NDArray[np.uint8], order
     return kept_of
 
 
-def near_pairs(X_unit: Float32, floor: float, block: int = 1024) -> tuple[Int64, Int64, Float32]:
+def near_pairs(
+    X_unit: Float32, floor: float, block: int = 512, limit: int | None = None
+) -> tuple[Int64, Int64, Float64] | None:
     """All pairs of rows of one group whose cosine is at least the floor.
 
-    Cosines are float32 products: accurate to about 1e-6, so that equal rows may come out just below 1.
+    Cosines are computed in float64 in a fixed order, and are exactly 1 for equal rows. Products of blocks in
+    float32 only say which pairs to look at, with a margin above their worst error; so the result depends on no
+    block, no thread count and no processor.
 
     Args:
         X_unit: float32[m, d], rows of length 1 (see `as_unit_rows`; not checked again here).
         floor: Lowest cosine to report, in [-1, 1].
-        block: Rows a side of the blocks that the m x m products are computed in; memory is 4 * block^2 bytes
-            and the pairs.
+        block: Rows a side of the blocks that the products are computed in; memory is 28 * block^2 bytes and the
+            pairs.
+        limit: The most pairs to report; None for no limit.
 
     Returns:
-        i, j (int64, i < j) and their cosine (float32, at most 1), sorted by (i, j).
+        i, j (int64, i < j) and their cosine (float64, at most 1), sorted by (i, j); None where there are more
+        than `limit`.
 
     Raises:
         RecipeError: The floor or the block is out of range.
     """
     if not -1.0 <= floor <= 1.0 or block < 1:
         raise RecipeError(f"floor {floor!r} must be a cosine in [-1, 1], and block {block!r} at least 1")
-    found_i, found_j, found_c = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+
+    from tamis.selectors import _pairs  # numba takes half a second to load
+
     m = len(X_unit)
+    squares = _pairs.squared_lengths(X_unit)
+    side = max(1, min(block, m))
+    products = np.empty(side * side, np.float32)
+    i, j, cosine = np.empty(side * side, np.int64), np.empty(side * side, np.int64), np.empty(side * side)
+    found: list[tuple[Int64, Int64, Float64]] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+    total = 0
     with one_blas_thread():
-        for row in range(0, m, block):
-            for column in range(row, m, block):
-                cosines = X_unit[row : row + block] @ X_unit[column : column + block].T
-                near = cosines >= floor
-                if row == column:
-                    near = np.triu(near, 1)
-                i, j = np.nonzero(near)
-                found_i.append(i + row)
-                found_j.append(j + column)
-                found_c.append(np.minimum(cosines[i, j], np.float32(1)))
-    i, j, cosine = np.concatenate(found_i), np.concatenate(found_j), np.concatenate(found_c)
+        for row in range(0, m, side):
+            for column in range(row, m, side):
+                tile = _product(X_unit[row : row + side], X_unit[column : column + side], products)
+                count = _pairs.collect_pairs(tile, X_unit, squares, row, column, _margin(X_unit), floor, i, j, cosine)
+                total += count
+                if limit is not None and total > limit:
+                    return None
+                if count:
+                    found.append((i[:count].copy(), j[:count].copy(), cosine[:count].copy()))
+    i, j, cosine = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.lexsort((j, i))
     return i[order], j[order], cosine[order]
+
+
+def _margin(X_unit: Float32) -> float:
+    """How far the float32 product of two unit rows can be from their cosine, whatever the order of summation.
+
+    The error of a sum of d products of unit rows is at most d u / (1 - d u), u = 2^-24; their lengths are
+    within 2^-22 of 1 each.
+    """
+    return float(1.01 * (X_unit.shape[1] + 32) * 2.0**-24)
+
+
+def _product(a: Float32, b: Float32, space: Float32) -> Float32:
+    """The products a @ b.T, written to the front of a flat array."""
+    tile = space[: len(a) * len(b)].reshape(len(a), len(b))
+    return np.matmul(a, b.T, out=tile)
+
+
+def resolve_rows(X_unit: Float32, eps: float, priority: Int64, block: int = 512) -> tuple[Int64, Float64]:
+    """Decide which rows of one group to drop from the vectors themselves, in memory that no pairs take.
+
+    The same result as `resolve_pairs` on all pairs of `near_pairs`, bit for bit. But rows are compared with
+    kept rows only, block by block in the order of the visits, so that n rows that are all alike take O(n * block)
+    operations; in the worst case, where nothing is alike, it is every row with every other.
+
+    Args:
+        X_unit: float32[m, d], rows of length 1 (see `as_unit_rows`; not checked again here).
+        eps: In [0, 2]; larger drops more.
+        priority: int64[m], lowest first; ties to the lowest index.
+        block: Rows a side of the blocks; memory is 4 * block^2 bytes, and the kept rows once more.
+
+    Returns:
+        int64[m], the kept row that stands for each, and float64[m], the cosine to it (1 where it is kept).
+
+    Raises:
+        RecipeError: eps or the block is out of range.
+        DataError: Priorities that do not fit the rows.
+    """
+    if not 0.0 <= eps <= 2.0 or block < 1:
+        raise RecipeError(f"eps {eps!r} must be in [0, 2], and block {block!r} at least 1")
+    m, d = X_unit.shape
+    ranks = np.asarray(priority)
+    if ranks.shape != (m,):
+        raise DataError(f"priority {ranks.shape} for {m} rows; give one a row")
+
+    from tamis.selectors import _pairs  # numba takes half a second to load
+
+    side, margin, lowest = max(1, min(block, m)), _margin(X_unit), 1.0 - eps
+    products = np.empty(side * side, np.float32)
+    visited = np.argsort(ranks, kind="stable")
+    nearest, highest = np.full(m, -1, np.int64), np.full(m, -np.inf)
+    kept = np.empty(m, np.int64)
+    count = 0
+    # Kept rows lie in full blocks, each with their squared lengths; the last block is filled step by step.
+    shelves: list[tuple[Float32, Float64]] = []
+    with one_blas_thread():
+        for start in range(0, m, side):
+            rows = X_unit[visited[start : start + side]]
+            squares = _pairs.squared_lengths(rows)
+            best, place = highest[start : start + side], nearest[start : start + side]
+            for number, (shelf, shelf_squares) in enumerate(shelves):
+                first = number * side
+                held = shelf[: count - first]
+                tile = _product(rows, held, products)
+                _pairs.nearest_kept(tile, rows, squares, held, shelf_squares, first, margin, lowest, best, place)
+            tile = _product(rows, rows, products)
+            stays = _pairs.settle_block(tile, rows, squares, count, margin, lowest, best, place)
+            kept[count : count + len(stays)] = visited[start + stays]
+            while len(stays):
+                if count == len(shelves) * side:
+                    shelves.append((np.empty((side, d), np.float32), np.empty(side)))
+                shelf, shelf_squares = shelves[-1]
+                at = count % side
+                moved, stays = stays[: side - at], stays[side - at :]
+                shelf[at : at + len(moved)], shelf_squares[at : at + len(moved)] = rows[moved], squares[moved]
+                count += len(moved)
+    own = nearest < 0
+    kept_of, similarity = np.empty(m, np.int64), np.empty(m)
+    kept_of[visited] = np.where(own, visited, kept[nearest])
+    similarity[visited] = np.where(own, 1.0, highest)
+    return kept_of, similarity
 
 
 def resolve_pairs(
@@ -134,13 +228,13 @@ def resolve_pairs(
     if (first == second).any() or np.isnan(similar).any():
         raise DataError("a pair joins an item with itself, or has a NaN cosine")
 
-    from tamis.selectors import _greedy  # numba takes half a second to load
+    from tamis.selectors import _pairs  # numba takes half a second to load
 
     near = similar >= 1.0 - eps
     visited = np.argsort(ranks, kind="stable")
     rank_of = np.empty(n, np.int64)
     rank_of[visited] = np.arange(n)
-    ranked_kept, ranked_similarity = _greedy.resolve_ranked(
+    ranked_kept, ranked_similarity = _pairs.resolve_ranked(
         n, rank_of[first[near]], rank_of[second[near]], similar[near]
     )
     kept_of = np.empty(n, np.int64)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tamis.errors import DataError, RecipeError
-from tamis.selectors._blas import one_blas_thread
 from tamis.selectors.selection import as_unit_rows
+from tamis.threads import one_blas_thread
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     Int64 = npt.NDArray[np.int64]
     Float64 = npt.NDArray[np.float64]
 
-_TILE_ELEMENTS = 1 << 23  # 32 MiB of float32
+_SIDE = 512  # centroids a side of a tile, which then stays in cache
+_SPARE = 8  # neighbours listed beyond those wanted, as float32 may order close ones otherwise
 
 
 def concept_complexity(d_intra: Float64, d_inter: Float64) -> Float64:
@@ -46,7 +47,9 @@ def concept_complexity(d_intra: Float64, d_inter: Float64) -> Float64:
 def inter_distance(centroids: npt.ArrayLike, neighbours: int = 20) -> Float64:
     """Mean cosine distance from each centroid to its nearest others, mean of 1 - cos(c_j, c_m).
 
-    Computed in blocks of rows: memory grows with k, not with k^2.
+    Float32 products, of one half of the matrix and tile by tile, say which are the nearest, with some to spare;
+    their distances are then computed in float64 in a fixed order. Memory is 8 bytes a centroid and neighbour, and
+    one tile.
 
     Args:
         centroids: Float [k, d]; need not be normalised.
@@ -67,17 +70,21 @@ def inter_distance(centroids: npt.ArrayLike, neighbours: int = 20) -> Float64:
     if k == 1:
         return np.ones(1)
     near = min(int(neighbours), k - 1)
-    distance = np.empty(k, np.float64)
-    height = max(1, _TILE_ELEMENTS // k)
+
+    from tamis.selectors import _pairs  # numba takes half a second to load
+
+    listed = min(near + _SPARE, k - 1)
+    products, others = np.full((k, listed), -np.inf, np.float32), np.full((k, listed), -1, np.int32)
+    least = np.full(k, -np.inf, np.float32)
+    space = np.empty(_SIDE * _SIDE, np.float32)
     with one_blas_thread():
-        for start in range(0, k, height):
-            cosines = unit[start : start + height] @ unit.T
-            rows = np.arange(len(cosines))
-            cosines[rows, start + rows] = -np.inf
-            nearest = np.partition(cosines, k - near, axis=1)[:, k - near :].astype(np.float64)
-            # Sorted, so that the sum does not depend on the order that the partial sort leaves.
-            distance[start : start + height] = (1.0 - np.sort(nearest, axis=1)).mean(axis=1)
-    return np.clip(distance, 0.0, 2.0)
+        for row in range(0, k, _SIDE):
+            for column in range(row, k, _SIDE):
+                a, b = unit[row : row + _SIDE], unit[column : column + _SIDE]
+                tile = np.matmul(a, b.T, out=space[: len(a) * len(b)].reshape(len(a), len(b)))
+                _pairs.note_nearest(tile, row, column, least, products, others)
+    nearest = _pairs.listed_cosines(unit, others)[:, :near]
+    return np.asarray(np.clip((1.0 - nearest).mean(axis=1), 0.0, 2.0), np.float64)
 
 
 def density_quotas(

@@ -1,13 +1,14 @@
 """Facility location: the rows that together stand closest to all rows.
 
 The objective is f(S) = sum_i max(0, max_{j in S} cos(i, j)). Greedy selection reaches (1 - 1/e) of the best
-value (Nemhauser, Wolsey and Fisher, 1978). Cosines are rounded to multiples of 2^-23, on which every gain is
-exact, so that a selection does not depend on threads or on the order of summation, and ties go to the lowest
-index.
+value (Nemhauser, Wolsey and Fisher, 1978). Cosines are whole multiples of 2^-15, computed exactly from rows on a
+grid (`tamis.embeddings.grid`), on which every gain is exact: a selection does not depend on threads, blocks, the
+order of summation or the processor, and ties go to the lowest index.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 from itertools import islice
@@ -15,95 +16,289 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tamis.embeddings.kmeans import assign, fit_spherical
-from tamis.errors import RecipeError
-from tamis.selectors._blas import one_blas_thread
+from tamis.embeddings.grid import UNIT, cosine_scale, to_grid
+from tamis.embeddings.kmeans import nearest_on_grid
+from tamis.embeddings.neighbours import (
+    NEIGHBOURS,
+    PROBES,
+    Cells,
+    make_cells,
+    nearest_neighbours,
+    symmetric_lists,
+)
+from tamis.errors import DataError, RecipeError
+from tamis.selectors.greedy import Terms, Trace, maximise, maximise_lists
+from tamis.selectors.kernels import BlockKernel, DenseKernel, Kernel
 from tamis.selectors.selection import Selection, as_unit_rows, resolve_budget
+from tamis.threads import each, one_blas_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+    import scipy.sparse
 
+    Bool = npt.NDArray[np.bool_]
+    UInt16 = npt.NDArray[np.uint16]
     Int32 = npt.NDArray[np.int32]
     Int64 = npt.NDArray[np.int64]
     Float32 = npt.NDArray[np.float32]
     Float64 = npt.NDArray[np.float64]
     Ranking = tuple[Int64, Float64]
 
-# _greedy is imported where it is used: loading numba takes half a second that a recipe check should not.
+Engine = Literal["auto", "exact", "sparse", "partitioned"]
 
 DEFAULT_MEMORY_BYTES = 2 << 30
 ROWS_PER_CELL = 1024
-_KERNEL_TILE = 1024
-_KMEANS_ITERATIONS = 8
-_KMEANS_SAMPLE_PER_CELL = 64
-_LARGEST_CELL = 4 * ROWS_PER_CELL
+LARGEST_CELL = 4 * ROWS_PER_CELL
+
+_BYTES_A_PAIR = 2
+_BYTES_A_LISTED_PAIR = 12  # column and value, by row and by candidate
+_FLOOR = 0.9  # of the similarity to its farthest listed neighbour that a row is taken to have anyway
+_RANKED_CELL_ROWS = 300
+_PROPOSALS = 3  # rows that the cells propose, in budgets
+_CELLS_BEYOND = 4  # cells in which a row seeks proposals
+_SAMPLED_ROWS = 1024
 
 
 def facility_location(
     X: npt.ArrayLike,
     *,
     budget: int | float,
-    engine: Literal["auto", "exact", "partitioned"] = "auto",
+    engine: Engine = "auto",
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    threads: int = 1,
+    device: str | None = None,
+    neighbours: int = NEIGHBOURS,
+    probes: int = PROBES,
+    costs: npt.ArrayLike | None = None,
+    max_cost: float | None = None,
+    preselected: npt.ArrayLike | None = None,
+    stop_gain: float | None = None,
+    stop_coverage: float | None = None,
+    certificate: bool = True,
 ) -> Selection:
     """Choose rows by greedy facility location over cosine similarities.
 
-    `exact` runs greedy on the n x n kernel. `partitioned` splits the rows into cells of about 1,000 by
-    spherical k-means, ranks each cell exactly and merges the rankings by gain, which is greedy on the
-    objective in which rows are only represented inside their own cell. `auto` is exact where the kernel fits
-    `memory_bytes`.
+    `exact` is greedy on all n^2 pairs: on a kernel of 2 bytes a pair where that fits `memory_bytes`, else on
+    blocks that are recomputed, which gives the same list. `sparse` is greedy on the graph of nearest neighbours:
+    a pair that is not in it counts as a little less similar than the row's farthest neighbour. `partitioned`
+    ranks k-means cells of about 300 rows exactly, merges the rankings by gain, and refines: it chooses again among
+    the best three budgets of them, on a thinner graph that crosses the cells. `auto` is
+    exact where the kernel fits `memory_bytes`, and sparse beyond.
 
     Args:
         X: Embeddings, float16, float32 or float64 [n, d]; need not be normalised.
-        budget: A fraction of n as a float in (0, 1], or a count as an integer in [1, n].
+        budget: How many rows to choose: a fraction of n as a float in (0, 1], or a count as an integer in [1, n].
         engine: Which engine to use.
-        memory_bytes: What one int32 kernel may take, 4 bytes a pair. (Lists of the pairs that still matter
-            take up to a quarter more.)
+        memory_bytes: What the kernel, or the lists of the pairs that still matter, may take.
+        threads: Threads to use. The result does not depend on it.
+        device: A torch device for the products (`cuda`); None for numpy. The result does not depend on it.
+        neighbours: sparse: neighbours that each row looks for.
+        probes: sparse: how many of the nearest cells each row looks into.
+        costs: (exact) Cost of each row > 0, [n]: the next row is the one of the largest gain per cost
+            (Sviridenko, 2004), rows that no longer fit `max_cost` are passed over, and a single row that beats all
+            those is taken.
+        max_cost: What the costs may sum to; needs `costs`.
+        preselected: Rows that are in the set already, integers [p]: they are not chosen again, and gains count
+            from them. `budget` counts new rows.
+        stop_gain: Stop before a gain below this.
+        stop_coverage: (exact) Stop once the mean similarity of a row to its nearest chosen row reaches this, in (0, 1].
+        certificate: Whether to compute the certificate.
 
     Returns:
-        A Selection ranked by gain. `weights` are the numbers of rows that each chosen row represents (its
-        nearest, of equally near ones the first ranked; a chosen row represents itself) and sum to n; in the
-        partitioned engine the nearest is sought inside the row's cell if anything was chosen there.
-        The certificate holds, with cosines clamped to [0, 1]:
+        A Selection ranked by gain (per cost), its `engine` the one used, and fewer rows than the budget where a
+        limit stopped it. `weights` are the numbers of rows that each chosen row represents: its nearest, of
+        equally near ones the first ranked; a chosen row represents itself. They sum to n, less what preselected
+        rows represent. The certificate, with cosines clamped to [0, 1], is
 
-        - `objective`: f(S); in the partitioned engine a lower bound of it (nearest as above).
-        - `upper_bound`: what no set of this size can exceed: f(S) plus the k largest remaining gains in the
-          exact engine, and n in the partitioned one. `ratio` is objective / upper_bound.
-        - `block_objective`, `block_upper_bound`, `block_ratio`: the same three for the objective that the
-          partitioned engine maximises, with its own remaining gains (only there).
+        - `objective`: f(S), with the preselected rows in S. In the approximate engines the nearest row is sought
+          in the cells that a row probes, so that it is a lower bound.
+        - `upper_bound`: what no set of this size can exceed, by submodularity: the least of f(T) + the largest
+          remaining gains over some prefixes T of the list; n in the approximate engines. `ratio` is objective /
+          upper_bound.
+        - `listed_objective`, `listed_upper_bound`, `listed_ratio`: the same for the objective on the graph's pairs,
+          which is what the approximate engines maximise (only there).
         - `coverage_mean`, `coverage_p95`: cosine distance from a row to its nearest chosen row, mean and 95th
-          percentile.
+          percentile; `random_coverage_mean`, `random_coverage_p95`: the same with as many uniform random rows,
+          from a sample of at most 1,024 rows.
 
     Raises:
-        RecipeError: An unusable budget, engine or memory limit.
-        DataError: Unusable embeddings (see `as_unit_rows`).
+        RecipeError: An unusable budget, engine, limit or cost.
+        DataError: Unusable embeddings (see `as_unit_rows`), costs or preselected rows.
     """
-    if engine not in ("auto", "exact", "partitioned"):
-        raise RecipeError(f"engine {engine!r} is not one of 'auto', 'exact', 'partitioned'")
-    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, (int, np.integer)) or memory_bytes < 4:
-        raise RecipeError(f"memory_bytes {memory_bytes!r}: give the bytes that a kernel may take, an integer >= 4")
     unit = as_unit_rows(X)
-    n = len(unit)
-    count = resolve_budget(budget, n)
-    needed = 4 * n * n
-    if engine == "exact" and needed > memory_bytes:
+    how = _How(len(unit), engine, memory_bytes, threads, device, neighbours, probes, certificate)
+    if (costs is not None or stop_coverage is not None) and engine in ("sparse", "partitioned"):
         raise RecipeError(
-            f"engine='exact' needs a kernel of 4 x {n} x {n} = {needed} bytes, more than memory_bytes "
-            f"{memory_bytes}; use engine='partitioned', or raise memory_bytes"
+            f"costs and stop_coverage need every pair, which engine {engine!r} does not look at; use 'exact'"
         )
-    if engine == "partitioned" or needed > memory_bytes:
-        with one_blas_thread():
-            return _partitioned(unit, count, max_cell_rows=math.isqrt(memory_bytes // 4))
+    if costs is not None or stop_coverage is not None:
+        how = dataclasses.replace(how, engine="exact")
+    taken = _rows(preselected, len(unit))
+    count = resolve_budget(budget, len(unit))
+    if count > len(unit) - len(taken):
+        raise RecipeError(
+            f"budget {budget!r} asks for {count} new rows, but {len(taken)} of {len(unit)} are preselected; "
+            f"give at most {len(unit) - len(taken)}"
+        )
+    cost, money = _costs(costs, max_cost, len(unit))
+    terms = Terms(
+        count,
+        candidates=np.setdiff1d(np.arange(len(unit)), taken) if len(taken) else None,
+        cost=cost,
+        money=money,
+        least_gain=0 if stop_gain is None else math.ceil(_positive(stop_gain, "stop_gain") * UNIT),
+        enough=1 << 62 if stop_coverage is None else _enough(stop_coverage, len(unit)),
+    )
     with one_blas_thread():
-        return _exact(unit, count)
+        if len(taken):
+            low = similarity_to(unit, unit[taken], threads)
+            terms = dataclasses.replace(terms, low=low, enough=terms.enough - int(low.sum(dtype=np.int64)))
+        return how.select(unit, terms)
+
+
+def targeted(
+    X: npt.ArrayLike,
+    *,
+    queries: npt.ArrayLike,
+    budget: int | float,
+    eta: float = 1.0,
+    engine: Literal["auto", "exact"] = "auto",
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    threads: int = 1,
+) -> Selection:
+    """Choose rows that represent the part of X that lies near the queries: facility-location mutual information.
+
+    I(S; Q) = sum_i min(max_{j in S} s_ij, eta max_{q in Q} s_iq), the FLVMI of Kothawade et al. (PRISM, AAAI
+    2022) and submodlib's FacilityLocationMutualInformation: facility location in which no row counts for more
+    than eta times its similarity to the nearest query.
+
+    Args:
+        X: Embeddings, float [n, d].
+        queries: Embeddings of the target, such as a validation set, float [q, d].
+        budget: A fraction of n as a float in (0, 1], or a count as an integer in [1, n].
+        eta: > 0; larger lets a row be represented better than it is itself similar to the queries.
+        engine: As in `facility_location`; every pair is needed.
+        memory_bytes: As in `facility_location`.
+        threads: As in `facility_location`.
+
+    Returns:
+        A Selection; `objective`, `upper_bound` and `ratio` in the certificate are of I(S; Q).
+
+    Raises:
+        RecipeError: An unusable budget, engine or eta.
+        DataError: Unusable embeddings, or queries of another dimension.
+    """
+    unit, target = as_unit_rows(X), _alike(X, queries, "queries")
+    how = _exactly(len(unit), engine, memory_bytes, threads)
+    with one_blas_thread():
+        near = similarity_to(unit, target, threads)
+        high = np.minimum(np.floor(near * _positive(eta, "eta") + 0.5), UNIT).astype(np.uint16)
+        return how.select(unit, Terms(resolve_budget(budget, len(unit)), high=high))
+
+
+def conditional(
+    X: npt.ArrayLike,
+    *,
+    avoid: npt.ArrayLike,
+    budget: int | float,
+    nu: float = 1.0,
+    engine: Literal["auto", "exact"] = "auto",
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    threads: int = 1,
+) -> Selection:
+    """Choose rows that represent what a given set does not: the conditional gain of facility location.
+
+    f(S | P) = sum_i max(max_{j in S} s_ij - nu max_{p in P} s_ip, 0), the FLCG of Kothawade et al. (PRISM, AAAI
+    2022) and submodlib's FacilityLocationConditionalGain.
+
+    Args:
+        X: Embeddings, float [n, d].
+        avoid: Embeddings of the set P, such as data used before or private data, float [p, d].
+        budget: A fraction of n as a float in (0, 1], or a count as an integer in [1, n].
+        nu: >= 0, how strongly to avoid; 0 is plain facility location.
+        engine: As in `facility_location`; every pair is needed.
+        memory_bytes: As in `facility_location`.
+        threads: As in `facility_location`.
+
+    Returns:
+        A Selection; `objective`, `upper_bound` and `ratio` in the certificate are of f(S | P).
+
+    Raises:
+        RecipeError: An unusable budget, engine or nu.
+        DataError: Unusable embeddings, or a set of another dimension.
+    """
+    unit, given = as_unit_rows(X), _alike(X, avoid, "avoid")
+    how = _exactly(len(unit), engine, memory_bytes, threads)
+    if not (math.isfinite(nu) and nu >= 0):
+        raise RecipeError(f"nu {nu!r}: give a finite number of at least 0")
+    with one_blas_thread():
+        near = similarity_to(unit, given, threads)
+        low = np.minimum(np.floor(near * nu + 0.5), UNIT).astype(np.uint16)
+        return how.select(unit, Terms(resolve_budget(budget, len(unit)), low=low))
+
+
+def on_kernel(
+    K: UInt16, *, budget: int | float, threads: int = 1, compat: Literal["submodlib"] | None = None
+) -> Selection:
+    """Greedy facility location on a given kernel.
+
+    Args:
+        K: uint16[n, n], symmetric, similarities in units of 2^-15, at most 2^15.
+        budget: A fraction of n as a float in (0, 1], or a count as an integer in [1, n].
+        threads: Threads to use. The result does not depend on it.
+        compat: `submodlib` breaks ties as submodlib's LazyGreedy does, not to the lowest index.
+
+    Returns:
+        A Selection with `objective`, `upper_bound` and `ratio`.
+
+    Raises:
+        RecipeError: An unusable budget.
+        DataError: Not such a kernel.
+    """
+    if not (isinstance(K, np.ndarray) and K.dtype == np.uint16 and K.ndim == 2 and K.shape[0] == K.shape[1] and len(K)):
+        raise DataError("the kernel must be uint16 [n, n] in units of 2^-15")
+    if K.max() > UNIT:
+        raise DataError(f"the kernel holds {K.max()}, more than {UNIT}, which stands for similarity 1")
+    trace = maximise(DenseKernel(K, threads), Terms(resolve_budget(budget, len(K)), last_of_ties=compat == "submodlib"))
+    return _selection(trace, "exact", _ratio(trace))
+
+
+def on_graph(
+    graph: scipy.sparse.csr_matrix, *, budget: int | float, compat: Literal["submodlib"] | None = None
+) -> Selection:
+    """Greedy facility location on a given sparse symmetric kernel, such as `neighbour_graph`'s.
+
+    Args:
+        graph: scipy CSR [n, n], symmetric, similarities in [0, 1]; they are rounded to multiples of 2^-15. A
+            pair that is not in it has similarity 0.
+        budget: A fraction of n as a float in (0, 1], or a count as an integer in [1, n].
+        compat: `submodlib` breaks ties as submodlib's LazyGreedy does, not to the lowest index.
+
+    Returns:
+        A Selection with `objective`, `upper_bound` and `ratio`, of the sparse objective.
+
+    Raises:
+        RecipeError: An unusable budget.
+        DataError: Not such a graph.
+    """
+    n = graph.shape[0]
+    if graph.format != "csr" or graph.shape != (n, n) or n == 0:
+        raise DataError(f"the graph is {graph.format} of shape {graph.shape}; give a square CSR matrix")
+    if len(graph.data) and not (graph.data.min() >= 0 and graph.data.max() <= 1):
+        raise DataError("the graph's similarities must be in [0, 1]")
+    value = np.floor(graph.data * UNIT + 0.5).astype(np.uint16)
+    lists = (graph.indptr.astype(np.int64), graph.indices.astype(np.int32), value)
+    terms = Terms(resolve_budget(budget, n), last_of_ties=compat == "submodlib")
+    trace = maximise_lists(lists, lists, terms)
+    return _selection(trace, "sparse", _ratio(trace))
 
 
 def rank_partition(X_unit: Float32, budget: int) -> Ranking:
     """Rank the rows of one partition by exact greedy facility location.
 
-    Takes 4 bytes of memory a pair of rows, and one thread.
+    Takes 2 bytes of memory a pair of rows, and one thread.
 
     Args:
         X_unit: float32[n, d], C-contiguous, rows of length 1 (see `as_unit_rows`; not checked again here).
@@ -119,7 +314,8 @@ def rank_partition(X_unit: Float32, budget: int) -> Ranking:
     if not 1 <= budget <= len(X_unit):
         raise RecipeError(f"cannot rank {budget} rows of a partition of {len(X_unit)}; give 1 to {len(X_unit)}")
     with one_blas_thread():
-        return _rank(_kernel(X_unit), budget)
+        trace = maximise(DenseKernel.of(X_unit), Terms(budget))
+    return trace.chosen, trace.gains / UNIT
 
 
 def merge_rankings(rankings: Sequence[Ranking], budget: int) -> Ranking:
@@ -147,127 +343,323 @@ def merge_rankings(rankings: Sequence[Ranking], budget: int) -> Ranking:
     return np.array([index for _, index in first], np.int64), -np.array([lost for lost, _ in first], np.float64)
 
 
-def split_into_cells(X_unit: Float32, *, max_cell_rows: int = _LARGEST_CELL) -> list[Int64]:
-    """Split rows into cells of neighbours by spherical k-means, about 1,000 rows a cell.
+def split_into_cells(
+    X_unit: Float32, *, max_cell_rows: int = LARGEST_CELL, rows_per_cell: int = ROWS_PER_CELL
+) -> list[Int64]:
+    """Split rows into cells of neighbours by spherical k-means on the grid, about 1,000 rows a cell.
 
-    The same rows give the same cells for any thread count: faiss computes its distances without BLAS on one
-    thread, on a sample with a fixed seed.
+    The same rows give the same cells on every machine (see `fit_on_grid`).
 
     Args:
         X_unit: float32[n, d], C-contiguous, rows of length 1.
         max_cell_rows: A larger cell is cut, in index order, into the fewest nearly equal parts of at most
             this.
+        rows_per_cell: Rows of a cell on average.
 
     Returns:
         The rows of each cell, int64, ascending; no cell is empty, and every row is in exactly one.
     """
     n = len(X_unit)
-    cells = max(1, round(n / ROWS_PER_CELL), -(-n // max_cell_rows))
-    if cells == 1:
-        labels = np.zeros(n, np.int32)
+    wanted = max(1, round(n / rows_per_cell), -(-n // max_cell_rows))
+    if wanted == 1:
+        members = [np.arange(n)]
     else:
-        count = min(n, _KMEANS_SAMPLE_PER_CELL * cells)
-        sample = X_unit[np.arange(count) * n // count]
         with one_blas_thread():
-            centroids = fit_spherical(sample, cells, iterations=_KMEANS_ITERATIONS, seed=0)
-            labels, _ = assign(X_unit, centroids)
-    order = np.argsort(labels, kind="stable")
-    ends = np.cumsum(np.bincount(labels, minlength=cells))
-    members = (rows for rows in np.split(order, ends[:-1]) if len(rows))
-    return [part for rows in members for part in np.array_split(rows, -(-len(rows) // max_cell_rows))]
+            members = make_cells(X_unit, wanted, probes=1).members()
+    return [part for rows in members for part in _parts(rows, max_cell_rows)]
 
 
-def _kernel(X_unit: Float32) -> Int32:
-    """Cosines as int32[n, n] in units of 2^-23, clamped to [0, 1], exactly symmetric, diagonal 1."""
+def _parts(rows: Int64, most: int) -> list[Int64]:
+    """Cut rows into the fewest nearly equal parts of at most so many."""
+    return np.array_split(rows, -(-len(rows) // most))
+
+
+def similarity_to(X_unit: Float32, others_unit: Float32, threads: int = 1) -> UInt16:
+    """The similarity of each row to the nearest of some others. BLAS must be limited to one thread.
+
+    Args:
+        X_unit: float32[n, d], rows of length 1.
+        others_unit: float32[m, d], likewise.
+        threads: Threads to use.
+
+    Returns:
+        uint16[n], in units of 2^-15.
+    """
     from tamis.selectors import _greedy
 
-    n = len(X_unit)
-    kernel = np.empty((n, n), np.int32)
-    for row in range(0, n, _KERNEL_TILE):
-        for column in range(row, n, _KERNEL_TILE):
-            tile = X_unit[row : row + _KERNEL_TILE] @ X_unit[column : column + _KERNEL_TILE].T
-            _greedy.quantise_tile(tile, kernel, row, column)
-    np.fill_diagonal(kernel, _greedy.UNIT)
-    return kernel
+    others = to_grid(others_unit)
+    other_rows, other_scale = others.astype(np.float32), cosine_scale(others)
+    best = np.zeros(len(X_unit), np.uint16)
+
+    def find(start: int) -> None:
+        grid = to_grid(X_unit[start : start + 1024])
+        rows, scale, part = grid.astype(np.float32), cosine_scale(grid), best[start : start + 1024]
+        for column in range(0, len(others), 4096):
+            products = rows @ other_rows[column : column + 4096].T
+            cosines = np.empty(products.shape, np.uint16)
+            _greedy.quantise(products, scale, other_scale[column : column + 4096], cosines)
+            np.maximum(part, cosines.max(axis=1), out=part)
+
+    each(threads, find, range(0, len(X_unit), 1024))
+    return best
 
 
-def _rank(kernel: Int32, budget: int) -> Ranking:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _How:
+    """How to maximise: the engine and its means, once n is known."""
+
+    n: int
+    engine: str
+    memory_bytes: int
+    threads: int
+    device: str | None
+    neighbours: int
+    probes: int
+    certificate: bool
+    coverage: bool = True
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("auto", "exact", "sparse", "partitioned"):
+            raise RecipeError(f"engine {self.engine!r} is not one of 'auto', 'exact', 'sparse', 'partitioned'")
+        for name in ("memory_bytes", "threads", "neighbours", "probes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise RecipeError(f"{name} {value!r}: give an integer of at least 1")
+
+    def select(self, unit: Float32, terms: Terms) -> Selection:
+        fits = _BYTES_A_PAIR * self.n**2 <= self.memory_bytes
+        if self.engine == "exact" or (self.engine == "auto" and fits):
+            return self._exact(unit, terms, fits)
+        return self._partitioned(unit, terms) if self.engine == "partitioned" else self._sparse(unit, terms)
+
+    def _kernel(self, unit: Float32, fits: bool) -> Kernel:
+        if self.device is not None:
+            from tamis.selectors.torch_kernel import TorchKernel
+
+            return TorchKernel(unit, self.device)
+        return DenseKernel.of(unit, self.threads) if fits else BlockKernel(unit, self.threads)
+
+    def _exact(self, unit: Float32, terms: Terms, fits: bool) -> Selection:
+        kernel = self._kernel(unit, fits)
+        most = None if len(kernel.matrix) else max(1, self.memory_bytes // _BYTES_A_LISTED_PAIR)
+        trace = maximise(kernel, terms, most)
+        if terms.cost is not None:
+            # Gain per cost alone can be arbitrarily bad where one dear row is worth more than all cheap ones.
+            affordable = np.flatnonzero(terms.cost <= terms.money) if terms.candidates is None else terms.candidates
+            affordable = affordable[terms.cost[affordable] <= terms.money]
+            if len(affordable):
+                alone = maximise(kernel, dataclasses.replace(terms, budget=1, cost=None, candidates=affordable), most)
+                trace = max(trace, dataclasses.replace(alone, bound=trace.bound), key=lambda t: int(t.gains.sum()))
+        figures: dict[str, float] = {}
+        if self.certificate:
+            # What preselected rows cover counts; the floor of `conditional` is no part of its objective.
+            base = int(terms.low.sum(dtype=np.int64)) if self.coverage and terms.low is not None else 0
+            objective, bound = base + int(trace.gains.sum()), base + trace.bound
+            figures = _shares("", objective, min(bound, self.n * UNIT))
+            if self.coverage:
+                figures |= self._coverage(unit, trace, terms)
+        return _selection(trace, "exact", figures)
+
+    def _sparse(self, unit: Float32, terms: Terms) -> Selection:
+        cells = make_cells(unit, probes=self.probes, threads=self.threads, device=self.device)
+        found = nearest_neighbours(cells, self.neighbours, threads=self.threads, device=self.device)
+        return self._approximate(unit, cells, on_neighbours(*found, terms), terms, "sparse")
+
+    def _partitioned(self, unit: Float32, terms: Terms) -> Selection:
+        cells = make_cells(
+            unit,
+            max(1, round(self.n / _RANKED_CELL_ROWS)),
+            probes=_CELLS_BEYOND,
+            threads=self.threads,
+            device=self.device,
+        )
+        members = [part for rows in cells.members() for part in _parts(rows, LARGEST_CELL)]
+        allowed = np.ones(self.n, np.bool_)
+        if terms.candidates is not None:
+            allowed = np.isin(np.arange(self.n), terms.candidates)
+        if terms.cost is not None:
+            allowed &= terms.cost <= terms.money
+        if not allowed.any():
+            raise RecipeError("no row that is not preselected costs as little as max_cost; raise it")
+        rankings: list[Ranking] = [(np.empty(0, np.int64), np.empty(0))] * len(members)
+        share = _PROPOSALS * terms.budget / self.n
+
+        def rank(cell: int) -> None:
+            rows = members[cell]
+            open_to = np.flatnonzero(allowed[rows])
+            if not len(open_to):
+                return
+            own = Terms(
+                min(len(open_to), math.ceil(3 * share * len(rows)) + 16),
+                low=None if terms.low is None else terms.low[rows],
+                candidates=open_to,
+                cost=None if terms.cost is None else terms.cost[rows],
+            )
+            trace = maximise(DenseKernel.of(unit[rows]), own)
+            # By gain, or by gain per cost: what a ranking is in the order of.
+            worth = trace.gains / UNIT if terms.cost is None else trace.gains / terms.cost[rows[trace.chosen]]
+            rankings[cell] = (rows[trace.chosen], worth)
+
+        each(self.threads, rank, range(len(members)))
+        proposals = proposals_of(rankings, terms.budget)
+        proposed = np.zeros(self.n, np.bool_)
+        proposed[proposals] = True
+        found = nearest_neighbours(
+            cells, max(1, self.neighbours // 2), candidates=proposed, threads=self.threads, device=self.device
+        )
+        trace = on_neighbours(*found, dataclasses.replace(terms, candidates=proposals), symmetric=False)
+        return self._approximate(unit, cells, trace, terms, "partitioned")
+
+    def _approximate(self, unit: Float32, cells: Cells, trace: Trace, terms: Terms, engine: str) -> Selection:
+        """Seek each row's nearest chosen one in the cells it probes, and among all where there is none."""
+        chosen = np.zeros(self.n, np.bool_)
+        chosen[trace.chosen] = True
+        nearest, best = nearest_neighbours(cells, 1, candidates=chosen, threads=self.threads)
+        rank = np.empty(self.n, np.int32)
+        rank[trace.chosen] = np.arange(len(trace.chosen))
+        owner, similarity = np.where(nearest[:, 0] >= 0, rank[nearest[:, 0]], -1), best[:, 0]
+        lost = np.flatnonzero(owner < 0)
+        if len(lost) and len(trace.chosen):
+            similarity[lost] = similarity_to(unit[lost], unit[trace.chosen], self.threads)
+            owner[lost] = nearest_on_grid(to_grid(unit[lost]), to_grid(unit[trace.chosen]), 1, self.threads)[:, 0]
+        if terms.low is not None:
+            owner[similarity <= terms.low] = -1  # a preselected row is at least as near
+            similarity = np.maximum(similarity, terms.low)
+        trace = dataclasses.replace(trace, best=similarity, owner=owner)
+        figures: dict[str, float] = {}
+        if self.certificate:
+            figures = (
+                _shares("", int(similarity.sum(dtype=np.int64)), self.n * UNIT)
+                | _shares("listed_", int(trace.gains.sum()), trace.bound)
+                | self._coverage(unit, trace, terms)
+            )
+        return _selection(trace, engine, figures)
+
+    def _coverage(self, unit: Float32, trace: Trace, terms: Terms) -> dict[str, float]:
+        sample = np.arange(min(self.n, _SAMPLED_ROWS)) * self.n // min(self.n, _SAMPLED_ROWS)
+        open_to = np.arange(self.n) if terms.candidates is None else terms.candidates
+        drawn = np.random.default_rng(0).permutation(open_to)[: max(1, len(trace.chosen))]
+        random = similarity_to(unit[sample], unit[drawn], self.threads)
+        if terms.low is not None:
+            random = np.maximum(random, terms.low[sample])
+        return _distances("", trace.best) | _distances("random_", random)
+
+
+def _exactly(n: int, engine: str, memory_bytes: int, threads: int) -> _How:
+    if engine not in ("auto", "exact"):
+        raise RecipeError(f"engine {engine!r}: every pair is needed here, so that only 'exact' (or 'auto') can do it")
+    return _How(n, "exact", memory_bytes, threads, None, NEIGHBOURS, PROBES, True, coverage=False)
+
+
+def ranked_cells(X_unit: Float32, threads: int = 1, device: str | None = None) -> Cells:
+    """The cells of the partitioned engine: about 300 rows each. BLAS must be limited to one thread."""
+    count = max(1, round(len(X_unit) / _RANKED_CELL_ROWS))
+    return make_cells(X_unit, count, probes=_CELLS_BEYOND, threads=threads, device=device)
+
+
+def proposals_of(rankings: Sequence[Ranking], budget: int) -> Int64:
+    """The rows, ascending, that merged rankings propose to the partitioned engine for a budget."""
+    ranked = sum(len(rows) for rows, _ in rankings)
+    return np.sort(merge_rankings(rankings, min(ranked, _PROPOSALS * budget))[0])
+
+
+def on_neighbours(neighbours: Int32, similarity: UInt16, terms: Terms, *, symmetric: bool = True) -> Trace:
+    """Greedy facility location on the neighbours that each row found.
+
+    A pair that is not listed is less similar than the row's last neighbour, so every row is taken to have nearly
+    that similarity anyway. (As 0, it would make covering a row that is nearly covered look like covering one that
+    is not: on text .998 of the exact f instead of .9995.)
+
+    Args:
+        neighbours: int32[n, k] of `nearest_neighbours`.
+        similarity: uint16[n, k] likewise.
+        terms: What to maximise.
+        symmetric: Whether a row is represented by those that find it too; False where neighbours were sought among
+            a few proposals only.
+
+    Returns:
+        The trace; its gains count from that floor.
+    """
     from tamis.selectors import _greedy
 
-    chosen, gains = _greedy.greedy(kernel, budget)
-    return chosen, gains / _greedy.UNIT
+    floor = (similarity[:, -1] * _FLOOR).astype(np.uint16)
+    terms = dataclasses.replace(terms, low=floor if terms.low is None else np.maximum(floor, terms.low))
+    if symmetric:
+        lists = symmetric_lists(neighbours, similarity)
+        return maximise_lists(lists, lists, terms)
+    found = neighbours >= 0
+    start = np.concatenate(([0], np.cumsum(found.sum(axis=1))))
+    rows = (start, neighbours[found], similarity[found])
+    return maximise_lists(rows, _greedy.transpose_lists(*rows, len(neighbours)), terms)
 
 
-def _exact(unit: Float32, budget: int) -> Selection:
-    from tamis.selectors import _greedy
-
-    n = len(unit)
-    kernel = _kernel(unit)
-    chosen, gains = _rank(kernel, budget)
-    nearest, best = _greedy.nearest_chosen(kernel, chosen)
-    objective, bound = _objective_and_bound([best], [_greedy.remaining_gains(kernel, best)], budget)
-    bound = min(bound, float(n))
-    certificate = {"objective": objective, "upper_bound": bound, "ratio": objective / bound}
-    weights = np.bincount(nearest, minlength=budget).astype(np.float32)
-    return Selection(chosen, gains, weights, certificate | _coverage(best / _greedy.UNIT))
+def _selection(trace: Trace, engine: str, figures: dict[str, float]) -> Selection:
+    count = len(trace.chosen)
+    owner = np.where(trace.owner < 0, 0 if trace.bare else count, trace.owner)
+    owner[trace.chosen] = np.arange(count)
+    weights = np.bincount(owner, minlength=count)[:count].astype(np.float32)
+    return Selection(trace.chosen, trace.gains / UNIT, weights, figures or None, engine)
 
 
-def _partitioned(unit: Float32, budget: int, max_cell_rows: int) -> Selection:
-    from tamis.selectors import _greedy
+def _ratio(trace: Trace) -> dict[str, float]:
+    return _shares("", int(trace.gains.sum()), trace.bound)
 
-    n = len(unit)
-    cells = split_into_cells(unit, max_cell_rows=min(max_cell_rows, _LARGEST_CELL))
-    rankings = []
-    for rows in cells:
-        local, gains = _rank(_kernel(unit[rows]), min(budget, len(rows)))
-        rankings.append((rows[local], gains))
-    indices, gains = merge_rankings(rankings, budget)
 
-    position = np.full(n, -1, np.int64)
-    position[indices] = np.arange(budget)
-    nearest = np.empty(n, np.int64)
-    similarity = np.empty(n, np.float64)
-    bests, remaining = [], []
-    for rows, (ranked, _) in zip(cells, rankings, strict=True):
-        taken = ranked[position[ranked] >= 0]
-        # The kernel again: all kernels together would not fit, and a cell's own is cheap.
-        kernel = _kernel(unit[rows])
-        if len(taken):
-            local, best = _greedy.nearest_chosen(kernel, np.searchsorted(rows, taken))
-            nearest[rows] = position[taken[local]]
-            similarity[rows] = best / _greedy.UNIT
-        else:
-            best = np.zeros(len(rows), np.int32)
-            nearest[rows], distance = assign(unit[rows], unit[indices])
-            similarity[rows] = (1.0 - distance.astype(np.float64)).clip(0.0, 1.0)
-        bests.append(best)
-        remaining.append(_greedy.remaining_gains(kernel, best))
-
-    block_objective, block_bound = _objective_and_bound(bests, remaining, budget)
-    objective = float(similarity.sum())
-    certificate = {
-        "objective": objective,
-        "upper_bound": float(n),
-        "ratio": objective / n,
-        "block_objective": block_objective,
-        "block_upper_bound": block_bound,
-        "block_ratio": block_objective / block_bound,
+def _shares(name: str, objective: int, bound: int) -> dict[str, float]:
+    return {
+        f"{name}objective": objective / UNIT,
+        f"{name}upper_bound": bound / UNIT,
+        f"{name}ratio": objective / bound if bound else 1.0,
     }
-    weights = np.bincount(nearest, minlength=budget).astype(np.float32)
-    return Selection(indices, gains, weights, certificate | _coverage(similarity))
 
 
-def _objective_and_bound(bests: list[Int32], remaining: list[Int64], budget: int) -> tuple[float, float]:
-    """The value f(S), and f(S) + the k largest remaining gains: no set of k has more (f is submodular)."""
-    from tamis.selectors import _greedy
-
-    gains = np.concatenate(remaining)
-    objective = sum(int(best.sum(dtype=np.int64)) for best in bests)
-    # The largest k as an integer sum: exact, so independent of the order that the partial sort leaves.
-    largest = int(np.partition(gains, len(gains) - budget)[len(gains) - budget :].sum())
-    return objective / _greedy.UNIT, (objective + largest) / _greedy.UNIT
+def _distances(name: str, similarity: UInt16) -> dict[str, float]:
+    distance = 1.0 - similarity / UNIT
+    return {
+        f"{name}coverage_mean": float(distance.mean()),
+        f"{name}coverage_p95": float(np.percentile(distance, 95)),
+    }
 
 
-def _coverage(similarity: npt.NDArray[Any]) -> dict[str, float]:
-    distance = 1.0 - similarity
-    return {"coverage_mean": float(distance.mean()), "coverage_p95": float(np.percentile(distance, 95))}
+def _positive(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not (math.isfinite(value) and value > 0):
+        raise RecipeError(f"{name} {value!r}: give a finite number above 0")
+    return float(value)
+
+
+def _enough(coverage: float, n: int) -> int:
+    if not 0.0 < coverage <= 1.0:
+        raise RecipeError(f"stop_coverage {coverage!r}: give a mean similarity in (0, 1]")
+    return math.ceil(coverage * n * UNIT * (1.0 - 2.0**-50))  # a mean that is met must not be missed by rounding
+
+
+def _rows(rows: npt.ArrayLike | None, n: int) -> Int64:
+    if rows is None:
+        return np.empty(0, np.int64)
+    given = np.asarray(rows)
+    if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+        raise DataError(f"preselected rows are {given.dtype} of shape {given.shape}; give a list of row numbers")
+    if len(given) and (given.min() < 0 or given.max() >= n):
+        raise DataError(f"preselected row {given.min() if given.min() < 0 else given.max()} of {n} rows")
+    return np.unique(given).astype(np.int64)
+
+
+def _costs(costs: npt.ArrayLike | None, max_cost: float | None, n: int) -> tuple[Float64 | None, float]:
+    if (costs is None) != (max_cost is None):
+        raise RecipeError("give costs and max_cost together, or neither")
+    if costs is None or max_cost is None:
+        return None, math.inf
+    cost = np.asarray(costs, np.float64)
+    if cost.shape != (n,) or not (np.isfinite(cost).all() and (cost > 0).all()):
+        raise DataError(f"costs of shape {cost.shape} for {n} rows; give one finite cost above 0 for each row")
+    money = _positive(max_cost, "max_cost")
+    if money < cost.min():
+        raise RecipeError(f"max_cost {money:g} buys nothing: the cheapest row costs {cost.min():g}")
+    return cost, money
+
+
+def _alike(X: npt.ArrayLike, others: npt.ArrayLike, name: str) -> Float32:
+    unit = as_unit_rows(others)
+    if unit.shape[1] != np.asarray(X).shape[1]:
+        raise DataError(f"{name} have {unit.shape[1]} dimensions, the embeddings {np.asarray(X).shape[1]}")
+    return unit

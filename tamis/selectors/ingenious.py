@@ -218,7 +218,7 @@ def ingenious(
 def _partition_rows(unit: npt.NDArray[np.float32], partitions: Int64 | None) -> list[Int64]:
     n = len(unit)
     if partitions is None:
-        return [np.arange(n)] if 4 * n * n <= DEFAULT_MEMORY_BYTES else split_into_cells(unit)
+        return [np.arange(n)] if 2 * n * n <= DEFAULT_MEMORY_BYTES else split_into_cells(unit)
     labels = np.asarray(partitions)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise RecipeError(f"partitions: {labels.dtype} of shape {labels.shape}; give one integer for each of {n} rows")

@@ -16,7 +16,7 @@ LARGEST_COMPONENT = 1e6
 SHORTEST_ROW = 1e-30
 # A float32 row that was normalised before is this close to length 1, and is then left bit for bit.
 UNIT_TOLERANCE = 2.0**-22
-_BLOCK_ROWS = 65_536
+_BLOCK_ROWS = 256  # in cache
 _NAMED_ROWS = 10
 
 
@@ -30,12 +30,14 @@ class Selection:
         weights: float32[k] > 0, how many input rows each chosen row stands for; None where all count the
             same.
         certificate: Named figures that say how good the selection is; None where nothing is certified.
+        engine: Which engine made it, where there are several; None otherwise.
     """
 
     indices: npt.NDArray[np.int64]
     gains: npt.NDArray[np.float64] | None
     weights: npt.NDArray[np.float32] | None
     certificate: dict[str, float] | None
+    engine: str | None = None
 
 
 def floor_share(fraction: float, n: int) -> int:

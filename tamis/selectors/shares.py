@@ -14,9 +14,9 @@ def largest_remainder(
     """Split a total in proportion to weights, in whole numbers (the method of Hamilton).
 
     Shares are min(caps, theta * weights), with the theta that makes them sum to the total, rounded down; the
-    units left over go to the largest remainders. Remainders are compared in exact integer arithmetic, so ties
-    are true ties and go to the lowest index. Members of weight 0 get only what the others cannot hold, in
-    equal parts.
+    units left over go to the largest remainders. Remainders that float64 cannot tell apart are compared in exact
+    integer arithmetic, so ties are true ties and go to the lowest index. Members of weight 0 get only what the
+    others cannot hold, in equal parts.
 
     Args:
         weights: float64[k], finite and >= 0; all zero means equal weights.
@@ -58,19 +58,82 @@ def largest_remainder(
     capped = _capped(w[members], limits[members], total)
     shares[members[capped]] = limits[members[capped]]
     free = members[~capped]
-    left = total - int(shares.sum())
-    numerators = _as_integers(w[free])
-    whole = sum(numerators)
-    quotas = [divmod(left * x, whole) for x in numerators]
-    shares[free] = np.minimum([q for q, _ in quotas], limits[free])
-    by_remainder = sorted(range(len(free)), key=lambda p: (-quotas[p][1], p))
+    shares[free] = _rounded(w[free], limits[free], total - int(shares.sum()))
+    return shares
+
+
+def _rounded(w: npt.NDArray[np.float64], limits: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
+    """The quotas total * w / sum(w) > 0 in whole numbers of this sum, none above its limit.
+
+    Decided in float64 wherever its error cannot matter, and exactly elsewhere.
+    """
+    scaled = w / w.max()
+    quotas = total * (scaled / scaled.sum())
+    error = quotas * 2.0**-46 + 2.0**-46  # more than the errors of division and pairwise sum together
+    whole = np.floor(quotas)
+    remainders = quotas - whole
+    doubtful = np.flatnonzero((1.0 - remainders <= error) | ((remainders <= error) & (whole > 0)))
+    shares = whole.astype(np.int64)
+    integers = _Integers(w)
+    shares[doubtful], remainders[doubtful] = integers.divide(doubtful, total)
+    shares = np.asarray(np.minimum(shares, limits), np.int64)
     left = total - int(shares.sum())
     while left > 0:
-        for p in by_remainder:
-            if left > 0 and shares[free[p]] < limits[free[p]]:
-                shares[free[p]] += 1
-                left -= 1
+        raised = np.flatnonzero(shares < limits)
+        if left < len(raised):
+            # The last remainder that gets a unit: what is above or below it by more than both errors is clear.
+            rest = remainders[raised]
+            last = -np.partition(-rest, left - 1)[left - 1]
+            slack = 2.0 * error[raised].max()
+            clear = raised[rest > last + slack]
+            close = raised[(rest <= last + slack) & (rest >= last - slack)]
+            raised = np.concatenate((clear, integers.largest(close, total, left - len(clear))))
+        shares[raised] += 1
+        left -= len(raised)
     return shares
+
+
+class _Integers:
+    """Weights > 0 as integers in the same proportions: float64 values are multiples of a power of two."""
+
+    def __init__(self, w: npt.NDArray[np.float64]) -> None:
+        self._weights = w
+        fractions, exponents = np.frexp(w)
+        self._mantissas = np.ldexp(fractions, 53).astype(np.int64)
+        self._shifts = exponents - exponents.min()
+        levels, which = np.unique(self._shifts, return_inverse=True)
+        self._sum = 0
+        for bit in (0, 18, 36):  # sums of 18 bits at a time stay below 2^53, so that bincount is exact
+            sums = np.bincount(which, weights=(self._mantissas >> bit) & (2**18 - 1))
+            self._sum += sum(int(x) << (bit + level) for x, level in zip(sums, levels.tolist(), strict=True))
+
+    def _divmod(
+        self, members: npt.NDArray[np.int64], total: int
+    ) -> tuple[list[tuple[int, int]], npt.NDArray[np.int64]]:
+        """(quota rounded down, remainder) of each different weight among some members, and which each one has."""
+        _, first, which = np.unique(self._weights[members], return_index=True, return_inverse=True)
+        distinct = members[first]
+        parts = zip(self._mantissas[distinct].tolist(), self._shifts[distinct].tolist(), strict=True)
+        return [divmod(total * (mantissa << shift), self._sum) for mantissa, shift in parts], which
+
+    def divide(
+        self, members: npt.NDArray[np.int64], total: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The quotas of some members: rounded down, and what is left, in float64."""
+        exact, which = self._divmod(members, total)
+        whole = np.array([quota for quota, _ in exact], np.int64)
+        rest = np.array([remainder / self._sum for _, remainder in exact], np.float64)
+        return whole[which], rest[which]
+
+    def largest(self, members: npt.NDArray[np.int64], total: int, count: int) -> npt.NDArray[np.int64]:
+        """Those of some members (ascending) that have the largest remainders, ties to the lowest index."""
+        exact, which = self._divmod(members, total)
+        order = sorted(range(len(exact)), key=lambda p: -exact[p][1])
+        rank = np.empty(len(exact), np.int64)
+        for place, p in enumerate(order):
+            equal = place > 0 and exact[p][1] == exact[order[place - 1]][1]
+            rank[p] = rank[order[place - 1]] if equal else place
+        return members[np.argsort(rank[which], kind="stable")[:count]]
 
 
 def _capped(w: npt.NDArray[np.float64], limits: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.bool_]:
@@ -86,10 +149,3 @@ def _capped(w: npt.NDArray[np.float64], limits: npt.NDArray[np.int64], total: in
     capped = np.zeros(len(w), np.bool_)
     capped[order[: int(np.argmax(fits))]] = True
     return capped
-
-
-def _as_integers(w: npt.NDArray[np.float64]) -> list[int]:
-    """The weights as integers in the same proportions (float64 values are multiples of a power of two)."""
-    ratios = [x.as_integer_ratio() for x in w.tolist()]
-    common = max(denominator for _, denominator in ratios)
-    return [numerator * (common // denominator) for numerator, denominator in ratios]

@@ -79,7 +79,7 @@ def test_killed_at_random_moments(recipe_file, undisturbed, tmp_path, manifest_b
     assert resumed >= kills * 0.2
 
 
-CRASHES = ["ingest.index:written", "embed.block:recorded", "dedup.near:written", "select.merge:recorded",
+CRASHES = ["ingest.index:written", "embed.block:recorded", "dedup.near:written", "select.take:recorded",
            "commit:parts", "commit:verified", "atomic:linked", "commit:linked", "commit.manifest:written"]  # fmt: skip
 
 

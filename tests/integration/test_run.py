@@ -281,7 +281,7 @@ def test_another_budget_runs_the_merge_and_what_follows(tmp_path, data, recipe):
     path = recipe(data, CHAIN, max_bad_fraction=0.01)
     first = run(path, tmp_path / "out")
     second = run(path, tmp_path / "out", overrides=("select.budget=0.1",))
-    assert set(second.ran) == {"05-select/merge", "06-schedule/seta", "07-reweight/loss", "08-commit/manifest"}
+    assert set(second.ran) == {"05-select/take", "06-schedule/seta", "07-reweight/loss", "08-commit/manifest"}
     assert tamis.open_manifest(tmp_path / "out").version == 2
     assert tamis.open_manifest(tmp_path / "out").select.num_rows == 24
     # Back to the first budget: all but the commit is there still.
@@ -550,7 +550,7 @@ def flip(path, place=0.6):
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-9]), Path.unlink])
 @pytest.mark.parametrize("task", ["ingest.index", "ingest.block", "select.rank", "cluster.assign"])
 def test_a_damaged_working_file_is_made_again(tmp_path, data, recipe, task, damage):
-    stages = [EMBED, DEDUP, select("facility_location", 0.2, partition_rows=100)]
+    stages = [EMBED, DEDUP, select("facility_location", 0.2, partition_rows=100, engine="partitioned")]
     path = recipe(data, stages, max_bad_fraction=0.01)
     run(path, tmp_path / "clean", overrides=("select.budget=0.1", "embed.dim=12"))
     run(path, tmp_path / "out")
@@ -576,11 +576,11 @@ def test_a_damaged_record_of_a_node_is_made_again(tmp_path, data, recipe):
     path = recipe(data, [EMBED, select("facility_location", 0.2)], max_bad_fraction=0.01)
     one = run(path, tmp_path / "out")
     for record in (tmp_path / "out" / "work").rglob("*.json"):
-        if record.parent.name in ("embed.fit", "select.merge", "commit.manifest"):
+        if record.parent.name in ("embed.fit", "select.take", "commit.manifest"):
             flip(record)
     again = run(path, tmp_path / "out")
     # The merge and the commit are needed; the encoder's fit is not, its embeddings being there.
-    assert set(again.ran) == {"02-select/merge", "03-commit/manifest"}
+    assert set(again.ran) == {"02-select/take", "03-commit/manifest"}
     assert again.subset_id == one.subset_id
 
 

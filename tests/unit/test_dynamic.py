@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -7,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.errors import DataError, RecipeError
-from tamis.selectors import dynamic
 from tamis.selectors.dynamic import infobatch, kmeans_1d, random, seta, seta_window
 
 losses = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=12)
@@ -70,14 +70,55 @@ def test_kmeans_1d_at_extreme_scales(scale):
     np.testing.assert_array_equal(kmeans_1d(values, 2), [0, 0, 1, 1])
 
 
-def test_kmeans_1d_compressed_is_nearly_as_good_as_exact(monkeypatch):
-    values = np.random.default_rng(0).exponential(size=4000)
-    exact = squared_error(values, kmeans_1d(values, 8))
-    monkeypatch.setattr(dynamic, "COMPRESS_ABOVE", 500)
+def optimal_starts(points, mass, groups):
+    """The quadratic dynamic programme, in float64 two-pass errors, lower groups the shorter where equal."""
+
+    @functools.cache
+    def error(i, j):
+        mean = np.average(points[i:j], weights=mass[i:j])
+        return float((mass[i:j] * (points[i:j] - mean) ** 2).sum())
+
+    @functools.cache
+    def best(j, layer):
+        if layer == 1:
+            return error(0, j), (0,)
+        options = ((best(i, layer - 1), i) for i in range(layer - 1, j))
+        return min((cost + error(i, j), (*starts, i)) for (cost, starts), i in options)
+
+    return list(best(len(points), groups)[1])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_kmeans_1d_against_the_quadratic_programme(seed):
+    rng = np.random.default_rng(seed)
+    values = np.repeat(rng.lognormal(sigma=1.5, size=60), rng.integers(1, 4, size=60))
+    points, mass = np.unique(values, return_counts=True)
+    for groups in (2, 5, 11):
+        starts = optimal_starts(points, mass, groups)
+        expected = np.searchsorted(starts, np.searchsorted(points, values), side="right") - 1
+        np.testing.assert_array_equal(kmeans_1d(values, groups), expected)
+
+
+def test_kmeans_1d_of_evenly_spaced_values_is_even():
+    # Far from 0, where sums of squares that are not centred would have no digits left.
+    values = 1e9 + np.arange(60_000.0)
+    labels = kmeans_1d(values, 6)
+    np.testing.assert_array_equal(np.bincount(labels), np.full(6, 10_000))
+    assert (np.diff(labels) >= 0).all()
+
+
+def test_kmeans_1d_of_many_values_is_at_a_fixed_point():
+    # Where no value is nearer to the mean of another group, none can be moved for a lower error.
+    values = np.random.default_rng(0).exponential(size=100_000)
     labels = kmeans_1d(values, 8)
-    assert exact <= squared_error(values, labels) < 1.005 * exact
-    assert (np.diff(labels[np.argsort(values)]) >= 0).all()
-    assert labels.max() == 7
+    means = np.array([values[labels == g].mean() for g in range(8)])
+    nearest = np.abs(values[:, None] - means).argmin(axis=1)
+    assert np.count_nonzero(nearest != labels) <= 7  # one value at each boundary may lie within the rounding
+
+
+def test_kmeans_1d_of_equal_values_and_of_more_groups_than_values():
+    assert kmeans_1d(np.full(5, 3.5), 4).tolist() == [0] * 5
+    assert kmeans_1d(np.array([2.0, 1.0, 2.0, 3.0]), 9).tolist() == [1, 0, 1, 2]
 
 
 def test_kmeans_1d_of_nothing():

@@ -31,6 +31,8 @@ FILE_SCORE = {"kind": "score", "from": "losses.csv"}
 DENSITY = {"kind": "prune", "method": "density"}
 LOSS = {"kind": "prune", "method": "loss", "drop_highest": 0.1, "drop_lowest": 0.1}
 FACILITY = {"kind": "select", "method": "facility_location", "budget": 0.25}
+TARGETED = {"kind": "select", "method": "targeted", "budget": 0.25, "queries": "v.npy"}
+CONDITIONAL = {"kind": "select", "method": "conditional", "budget": 0.25, "avoid": "v.npy"}
 INGENIOUS = {"kind": "select", "method": "ingenious", "budget": 0.25}
 
 # For each field of each stage: the stages before, the stage in which the field matters, and another value.
@@ -82,6 +84,16 @@ ALTERNATIVES = {
         "scale_free": ([EMBED], INGENIOUS, True),
         "partition_rows": ([EMBED], FACILITY, 64),
         "per": ([EMBED], FACILITY, "label"),
+        "engine": ([EMBED], FACILITY, "sparse"),
+        "stop_gain": ([EMBED], FACILITY, 0.5),
+        "blocks": ([EMBED], INGENIOUS, "random"),
+        "trade_off": ([EMBED], {"kind": "select", "method": "graph_cut", "budget": 0.25}, 0.25),
+        "ridge": ([EMBED], {"kind": "select", "method": "log_det", "budget": 0.25}, 0.5),
+        "n_clusters": ([EMBED], {"kind": "select", "method": "duqgen", "budget": 0.25}, 3),
+        "queries": ([EMBED], TARGETED, "w.npy"),
+        "eta": ([EMBED], TARGETED, 2.0),
+        "avoid": ([EMBED], CONDITIONAL, "w.npy"),
+        "nu": ([EMBED], CONDITIONAL, 0.5),
     },
     "schedule": {
         "epochs": ([EMBED, SCORE], {"kind": "schedule"}, 7),
@@ -225,14 +237,14 @@ def test_a_global_field_changes_the_stages_that_use_it(folder, field, stages_cha
 def test_the_seed_changes_each_random_selection(folder, method):
     stages = [EMBED, {"kind": "select", "method": method, "budget": 0.5}]
     old, new = keys(recipe_of(stages), folder), keys(recipe_of(stages, seed=5), folder)
-    assert "02-select/merge" in changed(old, new)
+    assert "02-select/take" in changed(old, new)
 
 
 def test_the_place_of_a_stage_is_in_its_seed(folder):
     select = {"kind": "select", "method": "random", "budget": 0.5}
     one = keys(recipe_of([select]), folder)
     two = keys(recipe_of([{"kind": "select", "method": "random", "budget": 1.0}, select]), folder)
-    assert one["01-select/merge"] != two["02-select/merge"]
+    assert one["01-select/take"] != two["02-select/take"]
 
 
 @pytest.mark.parametrize(

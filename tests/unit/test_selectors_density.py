@@ -29,9 +29,9 @@ def test_complexity_is_the_product():
 
 
 @pytest.mark.parametrize(("k", "neighbours"), [(2, 20), (5, 1), (30, 4), (30, 29), (30, 100)])
-@pytest.mark.parametrize("tile", [1, 70, 1 << 23])
-def test_inter_distance_is_the_formula(monkeypatch, k, neighbours, tile):
-    monkeypatch.setattr(density, "_TILE_ELEMENTS", tile)
+@pytest.mark.parametrize("side", [1, 7, 512])
+def test_inter_distance_is_the_formula(monkeypatch, k, neighbours, side):
+    monkeypatch.setattr(density, "_SIDE", side)
     centroids = rng(k).normal(size=(k, 6))
     unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
     expected = []
@@ -39,6 +39,22 @@ def test_inter_distance_is_the_formula(monkeypatch, k, neighbours, tile):
         others = sorted(1 - unit[j] @ unit[m] for m in range(k) if m != j)
         expected.append(np.mean(others[:neighbours]))
     np.testing.assert_allclose(inter_distance(centroids, neighbours), expected, atol=1e-6)
+
+
+def test_inter_distance_does_not_depend_on_the_tiles(monkeypatch):
+    # Groups of near-equal centroids: float32 orders them by its rounding, which is another one in each tile.
+    centroids = rng().normal(size=(40, 33)).repeat(15, axis=0) + rng(1).normal(scale=1e-4, size=(600, 33))
+    expected = inter_distance(centroids, 20)
+    for side in (1, 33, 100, 599):
+        monkeypatch.setattr(density, "_SIDE", side)
+        np.testing.assert_array_equal(inter_distance(centroids, 20), expected)
+
+
+def test_inter_distance_of_more_than_one_tile():
+    centroids = rng(2).normal(size=(1500, 17))
+    unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+    distances = np.sort(1 - unit @ unit.T, axis=1)[:, 1:21]
+    np.testing.assert_allclose(inter_distance(centroids), distances.mean(axis=1), atol=1e-6)
 
 
 def test_inter_distance_edges():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tamis.errors import DataError, RecipeError
-from tamis.selectors.facility_location import rank_partition
+from tamis.selectors.facility_location import rank_partition, split_into_cells
 from tamis.selectors.ingenious import draw, draw_shares, ingenious, overlap_diagnostics, taylor_softmax
 from tamis.selectors.selection import as_unit_rows
 
@@ -170,8 +170,20 @@ def test_refusals():
 
 
 def test_many_rows_fall_back_to_cells(monkeypatch):
-    # The package attribute `ingenious` is the function, so the module is taken from its globals.
-    monkeypatch.setitem(ingenious.__globals__, "DEFAULT_MEMORY_BYTES", 4 * 50 * 50)
     X = rng(10).normal(size=(60, 4))
-    selection = ingenious(X, budget=60, rng=rng())
-    assert sorted(selection.indices.tolist()) == list(range(60))
+    unit = as_unit_rows(X)
+    cells = split_into_cells(unit, rows_per_cell=20)
+    assert len(cells) > 1
+    labels = np.empty(60, np.int64)
+    for label, rows in enumerate(cells):
+        labels[rows] = label
+    whole = ingenious(X, budget=20, rng=rng(1))
+    partitioned = ingenious(X, budget=20, rng=rng(1), partitions=labels)
+    assert whole.indices.tolist() != partitioned.indices.tolist()
+    # The package attribute `ingenious` is the function, so the module is taken from its globals.
+    monkeypatch.setitem(ingenious.__globals__, "split_into_cells", lambda _: cells)
+    for memory_bytes, expected in ((2 * 60 * 60, whole), (2 * 60 * 60 - 1, partitioned)):
+        monkeypatch.setitem(ingenious.__globals__, "DEFAULT_MEMORY_BYTES", memory_bytes)
+        selection = ingenious(X, budget=20, rng=rng(1))
+        np.testing.assert_array_equal(selection.indices, expected.indices)
+        np.testing.assert_array_equal(selection.gains, expected.gains)

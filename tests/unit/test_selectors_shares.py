@@ -1,5 +1,9 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tamis.errors import RecipeError
 from tamis.selectors.shares import largest_remainder
@@ -56,6 +60,48 @@ def test_edges():
 def test_refusals(weights, total, caps):
     with pytest.raises(RecipeError):
         largest_remainder(np.array(weights), total, None if caps is None else np.array(caps))
+
+
+def exact_shares(weights, total):
+    """Hamilton's method in fractions, without caps."""
+    parts = [Fraction(x) for x in weights]
+    whole = sum(parts)
+    quotas = [total * x / whole for x in parts]
+    shares = [int(q) for q in quotas]
+    order = sorted(range(len(parts)), key=lambda p: (shares[p] - quotas[p], p))
+    for p in order[: total - sum(shares)]:
+        shares[p] += 1
+    return shares
+
+
+# Weights whose quotas are whole, whose remainders are equal or differ in the last bits, and of any size.
+weights = st.one_of(
+    st.integers(1, 6).map(float),
+    st.integers(0, 4).map(lambda ulps: 1.0 + ulps * 2.0**-52),
+    st.floats(0.01, 1),
+    st.integers(1, 9).map(lambda tenths: tenths / 10),
+    st.floats(1e-310, 1e300),
+)
+
+
+@given(st.lists(weights, min_size=1, max_size=12), st.one_of(st.integers(0, 100), st.integers(2**50, 2**58)))
+@settings(max_examples=300, deadline=None)
+def test_shares_are_exact(parts, total):
+    assert largest_remainder(np.array(parts), total).tolist() == exact_shares(parts, total)
+
+
+@pytest.mark.parametrize("kind", ["integers", "floats", "equal", "whole quotas"])
+def test_many_shares_are_exact(kind):
+    generator = np.random.default_rng(5)
+    k = 3000
+    parts = {
+        "integers": generator.integers(1, 50, size=k).astype(float),
+        "floats": generator.random(k) + 1e-3,
+        "equal": np.full(k, 0.1),
+        "whole quotas": generator.permutation(k) + 1.0,
+    }[kind]
+    total = 7 * int(parts.sum()) if kind == "whole quotas" else 123_457
+    assert largest_remainder(parts, total).tolist() == exact_shares(parts.tolist(), total)
 
 
 def test_message_shows_what_is_missing():

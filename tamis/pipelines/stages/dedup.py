@@ -1,4 +1,9 @@
-"""Dedup: exact duplicates by content hash, then near duplicates cluster by cluster (SemDeDup)."""
+"""Dedup: exact duplicates by content hash, then near duplicates cluster by cluster (SemDeDup).
+
+The pairs above the floor are stored once, so that another eps (not below the floor's) is decided without computing
+them again. Where a cell has more pairs than `_PAIRS_PER_ROW` for each of its rows, none of them is stored, and every
+decision compares its rows anew, in bounded memory. The result is the same either way, and exact for any eps.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,42 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from tamis.embeddings.kmeans import assign as nearest
+from tamis.embeddings.kmeans import fit_spherical
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.stages.cluster import add_clusters, assignments
-from tamis.pipelines.state import EXACT_DUP, KEPT, NEAR_DUP, alive_rows, effect, generator, values, vectors
-from tamis.selectors.dedup import exact_duplicates, near_pairs, resolve_pairs
+from tamis.pipelines.state import (
+    EXACT_DUP,
+    KEPT,
+    NEAR_DUP,
+    Rows,
+    alive_rows,
+    effect,
+    evenly_spaced,
+    generator,
+    values,
+    vectors,
+)
+from tamis.selectors.dedup import exact_duplicates, near_pairs, resolve_pairs, resolve_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
 
     from tamis.pipelines.plan import Add, Context, Flow
     from tamis.pipelines.recipe import DedupConfig
 
-# Rows that one task compares; enough to keep every worker busy, few enough that the graph stays small.
+# Rows that one task compares, and whose vectors are held at a time; enough to keep every worker busy, few enough
+# that the graph stays small.
 _SHARD_ROWS = 16_384
+# A larger cluster is split: comparing is quadratic in it.
+_CELL_ROWS = 8_192
+# Stored pairs take 24 bytes each: at most 768 for a row.
+_PAIRS_PER_ROW = 32
+# Splitting again is of no use where rows are all alike.
+_SPLIT_ROUNDS = 8
+_SAMPLE_ROWS_PER_CELL = 64
 
 
 def expand(config: DedupConfig, flow: Flow, context: Context, add: Add) -> Flow:
@@ -36,7 +64,14 @@ def expand(config: DedupConfig, flow: Flow, context: Context, add: Add) -> Flow:
     pairs = [
         add(
             "dedup.pairs",
-            {"floor": config.floor, "shard": shard, "shards": shards},
+            {
+                "floor": config.floor,
+                "shard": shard,
+                "shards": shards,
+                "cell_rows": _CELL_ROWS,
+                "pairs_per_row": _PAIRS_PER_ROW,
+                "seed": list(context.seed),
+            },
             {"assigned": assigned, "alive": [exact], "embeddings": flow.embeddings},
             part=shard,
         )
@@ -45,7 +80,13 @@ def expand(config: DedupConfig, flow: Flow, context: Context, add: Add) -> Flow:
     near = add(
         "dedup.near",
         {"eps": config.eps, "which_to_keep": config.which_to_keep, "seed": list(context.seed)},
-        {"alive": [exact], "index": [flow.index], "assigned": assigned, "pairs": pairs},
+        {
+            "alive": [exact],
+            "index": [flow.index],
+            "assigned": assigned,
+            "pairs": pairs,
+            "embeddings": flow.embeddings,
+        },
     )
     return dataclasses.replace(flow, alive=near, effects=(*flow.effects, near))
 
@@ -69,37 +110,114 @@ def exact(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
 
 
 def pairs(params: Mapping[str, Any], inputs: Inputs) -> Output:
-    """Find the pairs from the floor on in one shard's clusters."""
+    """Find the pairs from the floor on in one shard's clusters.
+
+    A row of the result is a pair, or (cosine null) says that row i lies in the cell whose lowest row is j, and
+    that the cell's pairs are too many to be stored.
+    """
     alive = alive_rows(inputs)
     rows, clusters, _ = assignments(inputs)
     clusters = clusters[np.searchsorted(rows, alive)]
-    mine = clusters % params["shards"] == params["shard"]
-    found_i, found_j, found_cosine = (
-        [np.empty(0, np.int64)],
-        [np.empty(0, np.int64)],
-        [np.empty(0, np.float32)],
-    )
-    for cluster in np.unique(clusters[mine]):
-        members = alive[clusters == cluster]
-        i, j, cosine = near_pairs(vectors(inputs, members), params["floor"])
-        found_i.append(members[i])
-        found_j.append(members[j])
-        found_cosine.append(cosine.astype(np.float32))
+    mine = np.flatnonzero(clusters % params["shards"] == params["shard"])
+    groups = grouped(alive[mine], clusters[mine])
+    cells: list[Rows] = []
+    split = 0
+    for group in groups:
+        parts = split_group(group, params["cell_rows"], params["seed"][0], lambda rows: vectors(inputs, rows))
+        split += len(parts) > 1
+        cells.extend(parts)
+    found_i, found_j, found_cosine = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float64)]
+    swept = 0
+    for cell, X in _with_vectors(inputs, cells):
+        # 1 - eps may be a rounding error below the floor.
+        found = near_pairs(X, params["floor"] - 1e-12, limit=params["pairs_per_row"] * len(cell))
+        if found is None:
+            swept += len(cell)
+            i, j, cosine = cell, np.full(len(cell), cell[0]), np.full(len(cell), np.nan)
+        else:
+            i, j, cosine = cell[found[0]], cell[found[1]], found[2]
+        found_i.append(i)
+        found_j.append(j)
+        found_cosine.append(cosine)
+    cosines = np.concatenate(found_cosine)
     table = pa.table(
         {
             "i": pa.array(np.concatenate(found_i), pa.int64()),
             "j": pa.array(np.concatenate(found_j), pa.int64()),
-            "cosine": pa.array(np.concatenate(found_cosine), pa.float32()),
+            "cosine": pa.array(cosines, pa.float64(), mask=np.isnan(cosines)),
         }
     )
-    return Output(table, {"pairs": table.num_rows, "rows": int(np.count_nonzero(mine))})
+    facts = {
+        "pairs": len(cosines) - swept,
+        "rows": len(mine),
+        "cells": len(cells),
+        "largest_cell": max(map(len, cells), default=0),
+        "clusters_split": split,
+        "rows_without_stored_pairs": swept,
+    }
+    return Output(table, facts)
+
+
+def grouped(rows: Rows, labels: npt.NDArray[np.integer[Any]]) -> list[Rows]:
+    """The rows of each label that occurs, by ascending label; the rows of a group keep their order."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    return np.split(rows[order], starts[1:]) if len(rows) else []
+
+
+def split_group(
+    rows: Rows,
+    limit: int,
+    seed: int,
+    load: Callable[[Rows], npt.NDArray[np.float32]],
+    rounds: int = _SPLIT_ROUNDS,
+) -> list[Rows]:
+    """Split a group that is too large into cells of k-means, and those again; pairs across cells are lost.
+
+    Args:
+        rows: int64[m], ascending.
+        limit: The most rows of a cell, at least 1. Rows that k-means cannot part, being all alike, stay
+            together.
+        seed: Of k-means.
+        load: Gives the unit vectors of rows; called with a sample, then with at most `limit` rows at a time.
+        rounds: How many times a cell may be split again.
+
+    Returns:
+        The cells, each ascending.
+    """
+    if len(rows) <= limit or rounds == 0:
+        return [rows]
+    count = math.ceil(2 * len(rows) / limit)
+    sample = load(evenly_spaced(rows, _SAMPLE_ROWS_PER_CELL * count))
+    centroids = fit_spherical(sample, count, iterations=10, seed=seed)
+    labels = np.concatenate(
+        [nearest(load(rows[start : start + limit]), centroids)[0] for start in range(0, len(rows), limit)]
+    )
+    parts = grouped(rows, labels)
+    if len(parts) == 1:
+        return parts
+    return [cell for part in parts for cell in split_group(part, limit, seed, load, rounds - 1)]
+
+
+def _with_vectors(inputs: Inputs, cells: Sequence[Rows]) -> Iterator[tuple[Rows, npt.NDArray[np.float32]]]:
+    """Each cell with its vectors, which are gathered for many small cells at once."""
+    first = 0
+    while first < len(cells):
+        last, held = first + 1, len(cells[first])
+        while last < len(cells) and held + len(cells[last]) <= _SHARD_ROWS:
+            held += len(cells[last])
+            last += 1
+        X = vectors(inputs, np.concatenate(cells[first:last]))
+        start = 0
+        for cell in cells[first:last]:
+            yield cell, X[start : start + len(cell)]
+            start += len(cell)
+        first = last
 
 
 def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
-    """Decide at eps who stays, from the stored pairs alone."""
+    """Decide at eps who stays, from the stored pairs; from the vectors where there were too many to store."""
     alive = alive_rows(inputs)
-    stored = pa.concat_tables([inputs.open(item) for item in inputs.all("pairs")])
-    i, j = (np.searchsorted(alive, stored[name].to_numpy()) for name in ("i", "j"))
     rows, _, distances = assignments(inputs)
     priority = keep_order(
         distances[np.searchsorted(rows, alive)],
@@ -107,7 +225,26 @@ def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
         params["which_to_keep"],
         generator(params),
     )
-    kept_of, similarity = resolve_pairs(len(alive), i, j, stored["cosine"].to_numpy(), params["eps"], priority)
+    kept_of, similarity = np.arange(len(alive)), np.ones(len(alive))
+    cells: list[Rows] = []
+    # Shards have no cluster in common, so each is decided on its own.
+    for shard in inputs.all("pairs"):
+        stored = inputs.open(shard)
+        i, j, cosine = (stored[name].to_numpy() for name in ("i", "j", "cosine"))
+        whole = np.isnan(cosine)
+        cells += grouped(i[whole], j[whole])
+        close = cosine >= 1.0 - params["eps"]
+        members, place = np.unique(np.concatenate([i[close], j[close]]), return_inverse=True)
+        at = np.searchsorted(alive, members)
+        first, second = np.split(place, 2)
+        representative, similarity[at] = resolve_pairs(
+            len(members), first, second, cosine[close], params["eps"], priority[at]
+        )
+        kept_of[at] = at[representative]
+    for cell, X in _with_vectors(inputs, cells):
+        at = np.searchsorted(alive, cell)
+        representative, similarity[at] = resolve_rows(X, params["eps"], priority[at])
+        kept_of[at] = at[representative]
     dropped = kept_of != np.arange(len(alive))
     table = effect(
         alive,
@@ -116,7 +253,16 @@ def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
         alive[kept_of],
         np.where(dropped, similarity, np.nan),
     )
-    return Output(table, {"near_duplicates": int(np.count_nonzero(dropped)), "pairs": stored.num_rows})
+    found = [shard.facts for shard in inputs.all("pairs")]
+    facts = {
+        "near_duplicates": int(np.count_nonzero(dropped)),
+        "largest_cell": max(fact["largest_cell"] for fact in found),
+        **{
+            name: sum(fact[name] for fact in found)
+            for name in ("pairs", "cells", "clusters_split", "rows_without_stored_pairs")
+        },
+    }
+    return Output(table, facts)
 
 
 def keep_order(
@@ -143,4 +289,8 @@ def keep_order(
     return priority
 
 
-TASKS = {"exact": Task(exact), "pairs": Task(pairs), "near": Task(near)}
+TASKS = {
+    "exact": Task(exact),
+    "pairs": Task(pairs, version=2, packages=("faiss-cpu",)),
+    "near": Task(near, version=2),
+}

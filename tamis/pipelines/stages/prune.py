@@ -100,4 +100,4 @@ def canonical(inputs: Inputs) -> tuple[Rows, Rows]:
     return alive, np.argsort(values(inputs, "index", "order", alive))
 
 
-TASKS = {"loss": Task(loss), "density": Task(density)}
+TASKS = {"loss": Task(loss), "density": Task(density, version=2)}

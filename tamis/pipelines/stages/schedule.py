@@ -56,4 +56,4 @@ def seta(params: Mapping[str, Any], inputs: Inputs) -> Output:
     return Output(effect(alive, difficulty=pa.array(difficulty, pa.int16())), facts)
 
 
-TASKS = {"seta": Task(seta)}
+TASKS = {"seta": Task(seta, version=2)}

@@ -1,37 +1,68 @@
-"""Select: a subset within the budget, ranked in partitions in parallel and merged exactly."""
+"""Select: a subset within the budget.
+
+Facility location and INGENIOUS are spread over the graph: rows are put into partitions, partitions are ranked, and
+where a group of rows is too large to be ranked whole its rows' neighbours are listed, shard by shard; one last node
+takes the budget. Every other selector runs in that node alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from tamis.embeddings.encoders import count_vectors, read_vectors
 from tamis.errors import RecipeError
+from tamis.manifests.canonical import sha256_file
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.stages.prune import canonical
-from tamis.pipelines.state import KEPT, NOT_IN_BUDGET, Rows, effect, generator, values, vectors
-from tamis.selectors.selection import resolve_budget
+from tamis.pipelines.state import KEPT, NOT_IN_BUDGET, Rows, effect, generator, matrix_of, values, vectors
+from tamis.selectors.selection import Selection, resolve_budget
 from tamis.selectors.shares import largest_remainder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from tamis.embeddings.neighbours import Cells
     from tamis.pipelines.plan import Add, Context, Flow
     from tamis.pipelines.recipe import SelectConfig
 
-_AUTO_PARTITION_ROWS = 12_288  # its int32 kernel takes 604 MB
+Floats = npt.NDArray[np.float64]
+Ranking = tuple[Rows, Floats]
+
+_AUTO_PARTITION_ROWS = 16_384  # its kernel takes 512 MiB
+_LISTED_ROWS = 16_384  # rows that one task seeks neighbours for
+_SPREAD = ("facility_location", "ingenious")
+_WITHOUT_EMBEDDINGS = ("random", "stratified")
+# What each of the other selectors takes from the recipe.
+_OPTIONS = {
+    "random": (),
+    "stratified": (),
+    "graph_cut": ("trade_off",),
+    "log_det": ("ridge",),
+    "k_center": (),
+    "disparity_sum": (),
+    "duqgen": ("n_clusters", "temperature"),
+    "targeted": ("eta",),
+    "conditional": ("nu",),
+}
+# What the recipe calls the vectors that a selector is given beside the dataset's, and what the selector does.
+_FILES = {"targeted": "queries", "conditional": "avoid"}
 
 
 def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow:
-    """Plan partitions, rank them, draw or merge; random and stratified need the last step alone."""
+    """Plan partitions, rank them, list neighbours where that may be needed, and take the budget."""
+    what = f"select with method {config.method}"
     if config.per == "label" or config.method == "stratified":
-        flow.need_label(f"select with method {config.method}" + (" per label" if config.per else ""))
+        flow.need_label(what + (" per label" if config.per else ""))
     if isinstance(config.budget, int) and config.budget > flow.rows:
         raise RecipeError(f"select.budget is {config.budget}, but the dataset has {flow.rows} rows")
-    merge = {
+    params: dict[str, Any] = {
         "method": config.method,
         "budget": config.budget,
         "rows": flow.rows,
@@ -39,63 +70,133 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
         "seed": list(context.seed),
     }
     inputs = {"alive": [flow.alive], "index": [flow.index]}
-    if config.method in ("facility_location", "ingenious"):
-        embeddings = flow.need_embeddings(f"select with method {config.method}")
-        limit = _AUTO_PARTITION_ROWS if config.partition_rows == "auto" else int(config.partition_rows)
-        partitions = add(
-            "select.partition",
-            {"partition_rows": limit, "per": config.per},
-            {**inputs, "embeddings": embeddings},
-        )
-        shards = max(1, math.ceil(flow.rows / limit))
-        rankings = [
-            add(
-                "select.rank",
-                {"shard": shard, "shards": shards},
-                {"partitions": [partitions], "embeddings": embeddings},
-                part=shard,
-            )
-            for shard in range(shards)
-        ]
-        inputs |= {"partitions": [partitions], "rankings": rankings}
+    if config.per == "cluster":
+        inputs["cluster"] = [flow.need("cluster", f"{what} per cluster", "a cluster stage")]
+    hints: dict[str, Any] = {}
+    task = "select.take"
+    if config.method in _SPREAD:
+        inputs |= _spread(config, flow, context, add, inputs)
+        params |= {"stop_gain": config.stop_gain}
         if config.method == "ingenious":
-            merge |= {"temperature": config.temperature, "scale_free": config.scale_free}
-    node = add("select.merge", merge, inputs)
+            params |= {"temperature": config.temperature, "scale_free": config.scale_free}
+    elif config.method not in _WITHOUT_EMBEDDINGS:
+        task = "select.whole"
+        inputs["embeddings"] = list(flow.need_embeddings(what))
+        params["options"] = {name: getattr(config, name) for name in _OPTIONS[config.method]}
+        if config.method in _FILES:
+            path = _vectors_beside(context.folder / str(getattr(config, _FILES[config.method])))
+            hints["file"], params["sha256"] = str(path), sha256_file(path)
+    node = add(task, params, inputs, hints=hints)
     columns = {name: column for name, column in flow.columns.items() if name != "gain"} | {"rank": node}
-    if "rankings" in inputs:
+    if config.method not in (*_WITHOUT_EMBEDDINGS, "duqgen"):
         columns["gain"] = node
     return dataclasses.replace(flow, alive=node, effects=(*flow.effects, node), columns=columns, selection=node)
 
 
-def partition(params: Mapping[str, Any], inputs: Inputs) -> Output:
-    """Put the rows into groups (one a label, or one), and split a group beyond the limit into k-means cells.
+def _vectors_beside(path: Path) -> Path:
+    if not path.is_file():
+        raise RecipeError(f"select: no file of vectors at {path}")
+    if count_vectors(path) == 0:
+        raise RecipeError(f"select: {path} holds no vectors")
+    return path
 
-    Cells keep near rows together; random blocks, INGENIOUS's own way, lose most of what greedy gains over random.
+
+def _spread(
+    config: SelectConfig, flow: Flow, context: Context, add: Add, inputs: Mapping[str, list[Any]]
+) -> dict[str, list[Any]]:
+    """The nodes before the last one: partitions, rankings, and lists of neighbours."""
+    embeddings = list(flow.need_embeddings(f"select with method {config.method}"))
+    limit = _AUTO_PARTITION_ROWS if config.partition_rows == "auto" else int(config.partition_rows)
+    blocks = "blocks" if config.blocks == "random" else "cells"
+    engine: str = blocks if config.method == "ingenious" else config.engine
+    params: dict[str, Any] = {"engine": engine, "partition_rows": limit, "per": config.per}
+    if engine == "blocks":
+        params["seed"] = list(context.seed)
+    partitions = [add("select.partition", params, {**inputs, "embeddings": embeddings})]
+    shards = max(1, math.ceil(flow.rows / limit))
+    before = {"partitions": partitions, "embeddings": embeddings}
+    made = {"partitions": partitions}
+    if engine != "sparse":
+        made["rankings"] = [
+            add("select.rank", {"shard": shard, "shards": shards}, before, part=shard) for shard in range(shards)
+        ]
+    if engine in ("sparse", "partitioned") or (engine == "auto" and flow.rows > limit):
+        shards = max(1, math.ceil(flow.rows / _LISTED_ROWS))
+        proposing = {"budget": config.budget, "rows": flow.rows} if engine == "partitioned" else {}
+        rankings = {"rankings": made["rankings"]} if engine == "partitioned" else {}
+        made["lists"] = [
+            add("select.list", {"shard": shard, "shards": shards, **proposing}, {**before, **rankings}, part=shard)
+            for shard in range(shards)
+        ]
+    return made
+
+
+def partition(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Put the rows into groups (one a label or cluster, or one), and groups into partitions.
+
+    A partition may be ranked, and its rows may be listed: `exact` ranks each group whole; `sparse` lists small
+    cells; `partitioned` ranks and lists them; `auto` is exact for groups within the limit and sparse beyond;
+    `cells` ranks k-means cells of at most the limit and `blocks` random blocks, INGENIOUS's own way.
     """
-    from tamis.selectors.facility_location import split_into_cells
+    from tamis.embeddings.neighbours import make_cells
+    from tamis.selectors.facility_location import ranked_cells, split_into_cells
+    from tamis.threads import one_blas_thread
 
     alive, order = canonical(inputs)
     rows = alive[order]
     groups = _groups(inputs, rows, params["per"])
-    parts = np.empty(len(rows), np.int32)
+    limit, n = params["partition_rows"], len(rows)
+    parts = np.empty(n, np.int32)
+    ranked, listed = np.ones(n, np.bool_), np.zeros(n, np.bool_)
+    probes: list[npt.NDArray[np.int32] | None] = [None] * n
     count = 0
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
-        cells = [np.arange(len(members))]
-        if len(members) > params["partition_rows"]:
-            cells = split_into_cells(vectors(inputs, rows[members]), max_cell_rows=params["partition_rows"])
-        for cell in cells:
+        engine = params["engine"]
+        if engine == "auto":
+            engine = "exact" if len(members) <= limit else "sparse"
+        if engine in ("sparse", "partitioned"):
+            unit = vectors(inputs, rows[members])
+            with one_blas_thread():
+                cells: Cells = make_cells(unit) if engine == "sparse" else ranked_cells(unit)
+            ranked[members], listed[members] = engine == "partitioned", True
+            # An empty cell has no number: it leaves a gap, and nobody's lists.
+            parts[members[cells.order]] = count + np.repeat(np.arange(len(cells.start) - 1), np.diff(cells.start))
+            for place, near in zip(cells.order, cells.probes, strict=True):
+                probes[members[place]] = count + near
+            count += len(cells.start) - 1
+            continue
+        if engine == "cells" and len(members) > limit:
+            own = split_into_cells(vectors(inputs, rows[members]), max_cell_rows=limit, rows_per_cell=limit)
+        elif engine == "blocks":
+            mixed = generator(params, int(group)).permutation(len(members))
+            own = [np.sort(part) for part in np.array_split(mixed, -(-len(members) // limit))]
+        else:
+            own = [np.arange(len(members))]
+        for cell in own:
             parts[members[cell]] = count
             count += 1
-    table = pa.table({"row": pa.array(rows), "group": pa.array(groups, pa.int32()), "partition": pa.array(parts)})
-    return Output(table, {"partitions": count, "largest": int(np.bincount(parts).max()) if count else 0})
+    table = pa.table(
+        {
+            "row": pa.array(rows),
+            "group": pa.array(groups, pa.int32()),
+            "partition": pa.array(parts),
+            "ranked": pa.array(ranked),
+            "listed": pa.array(listed),
+            "probes": pa.array(probes, pa.list_(pa.int32())),
+        }
+    )
+    sizes = np.bincount(parts) if n else np.zeros(1, np.int64)
+    return Output(
+        table, {"partitions": int((sizes > 0).sum()), "largest": int(sizes.max()), "listed": int(listed.sum())}
+    )
 
 
-def _groups(inputs: Inputs, rows: Rows, per: str | None) -> np.ndarray[Any, np.dtype[np.int32]]:
+def _groups(inputs: Inputs, rows: Rows, per: str | None) -> npt.NDArray[np.int32]:
     if per is None:
         return np.zeros(len(rows), np.int32)
-    labels: np.ndarray[Any, np.dtype[np.int32]] = values(inputs, "index", "label", rows).astype(np.int32)
-    return labels
+    found: npt.NDArray[np.int32] = values(inputs, "index" if per == "label" else "cluster", per, rows).astype(np.int32)
+    return found
 
 
 def rank(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -104,8 +205,9 @@ def rank(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
     table = inputs.table("partitions")
     rows, parts = table["row"].to_numpy(), table["partition"].to_numpy()
+    mine = (parts % params["shards"] == params["shard"]) & table["ranked"].to_numpy()
     ranked_rows, ranked_gains, ranked_parts = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int32)]
-    for part in np.unique(parts[parts % params["shards"] == params["shard"]]):
+    for part in np.unique(parts[mine]):
         members = rows[parts == part]
         indices, gains = rank_partition(vectors(inputs, members), len(members))
         ranked_rows.append(members[indices])
@@ -121,32 +223,165 @@ def rank(params: Mapping[str, Any], inputs: Inputs) -> Output:
     return Output(out, {"partitions": len(ranked_parts) - 1})
 
 
-def merge(params: Mapping[str, Any], inputs: Inputs) -> Output:
-    """Take the budget: shares for the groups, then the merged ranking or the draw in each."""
+def listing(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """List the neighbours of one shard's rows, among all rows of their group or those that its rankings propose."""
+    from tamis.embeddings.grid import cosine_scale, to_grid
+    from tamis.embeddings.neighbours import NEIGHBOURS, Cells, nearest_neighbours
+    from tamis.selectors.facility_location import proposals_of
+    from tamis.threads import one_blas_thread
+
+    plan = _Plan.read(inputs)
+    asking, found, near = [np.empty(0, np.int64)], [], []
+    proposing = "budget" in params
+    width = NEIGHBOURS // 2 if proposing else NEIGHBOURS
+    shares = _shares(params, len(plan.rows), plan.groups) if proposing else {}
+    for group in np.unique(plan.groups[plan.listed]):
+        members = np.flatnonzero(plan.groups == group)
+        parts = plan.parts[members]
+        mine = parts % params["shards"] == params["shard"]
+        if not mine.any():
+            continue
+        order = np.argsort(parts, kind="stable")
+        first, last = plan.cells(members)
+        start = np.searchsorted(parts[order], np.arange(first, last + 2))
+        probes = np.where(mine[order, None], plan.probes_of(members[order]) - first, -1).astype(np.int32)
+        grid = to_grid(vectors(inputs, plan.rows[members[order]]))
+        candidates = None
+        if proposing:
+            candidates = np.zeros(len(members), np.bool_)
+            candidates[np.searchsorted(members, proposals_of(plan.rankings(inputs, members), shares[int(group)]))] = (
+                True
+            )
+        cells = Cells(np.empty((len(start) - 1, 0), np.int16), order, start, grid, cosine_scale(grid), probes)
+        with one_blas_thread():
+            neighbours, similarity = nearest_neighbours(cells, width, candidates=candidates)
+        asking.append(members[mine])
+        found.append(neighbours[mine])
+        near.append(similarity[mine])
+    count = len(asking[0]) + sum(map(len, asking[1:]))
+    flat = [np.concatenate(parts).reshape(-1) if parts else np.empty(0, np.int64) for parts in (found, near)]
+    table = pa.table(
+        {
+            "place": pa.array(np.concatenate(asking), pa.int64()),
+            "neighbours": pa.FixedSizeListArray.from_arrays(pa.array(flat[0], pa.int32()), width),
+            "similarity": pa.FixedSizeListArray.from_arrays(pa.array(flat[1], pa.uint16()), width),
+        }
+    )
+    return Output(table, {"rows": count})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Plan:
+    """The partition node's table as arrays, rows in canonical order."""
+
+    rows: Rows
+    groups: npt.NDArray[np.int32]
+    parts: npt.NDArray[np.int32]
+    listed: npt.NDArray[np.bool_]
+    table: pa.Table
+
+    @staticmethod
+    def read(inputs: Inputs) -> _Plan:
+        table = inputs.table("partitions")
+        row, group, part, listed = (
+            table[name].to_numpy(zero_copy_only=False) for name in ("row", "group", "partition", "listed")
+        )
+        return _Plan(row, group, part, listed, table)
+
+    def probes_of(self, places: Rows) -> npt.NDArray[np.int32]:
+        lists = self.table["probes"].combine_chunks().take(pa.array(places))
+        flat: npt.NDArray[np.int32] = lists.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(places), -1)
+
+    def cells(self, members: Rows) -> tuple[int, int]:
+        """The first and the last cell of a listed group; every row probes its own, and it may probe empty ones."""
+        probed = self.probes_of(members)
+        return int(probed.min()), int(probed.max())
+
+    def rankings(self, inputs: Inputs, members: Rows) -> list[Ranking]:
+        """The rankings of a group's partitions, as places in canonical order and gains."""
+        ranked = pa.concat_tables([inputs.open(item) for item in inputs.all("rankings")])
+        by_row = np.argsort(self.rows)
+        places = by_row[np.searchsorted(self.rows[by_row], ranked["row"].to_numpy())]
+        gains, parts = ranked["gain"].to_numpy(), ranked["partition"].to_numpy()
+        mine = np.isin(parts, np.unique(self.parts[members]))
+        places, gains, parts = places[mine], gains[mine], parts[mine]
+        return [(places[parts == part], gains[parts == part]) for part in np.unique(parts)]
+
+
+def _shares(params: Mapping[str, Any], available: int, groups: npt.NDArray[np.int32]) -> dict[int, int]:
+    """Each group's share of the budget, in proportion to its size."""
+    names, sizes = np.unique(groups, return_counts=True)
+    shares = largest_remainder(sizes.astype(np.float64), _budget(params, available), sizes.astype(np.int64))
+    return dict(zip(names.tolist(), shares.tolist(), strict=True))
+
+
+def take(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Take the budget: shares for the groups, then the merged ranking, the draw, or greedy on the lists in each."""
     alive, order = canonical(inputs)
     rows = alive[order]
     budget = _budget(params, len(rows))
     rng = generator(params)
-    facts: dict[str, Any] = {"budget": budget, "method": params["method"]}
-    if params["method"] in ("facility_location", "ingenious"):
-        chosen, gains, more = _from_rankings(params, inputs, rows, budget, rng)
-        facts |= more
+    if params["method"] in _SPREAD:
+        chosen, gains, facts = _from_partitions(params, inputs, rows, rng)
     else:
-        chosen, gains = _uniform(params, inputs, rows, budget, rng), None
+        chosen, gains, facts = _uniform(params, inputs, rows, budget, rng), None, {}
+    return _output(params, alive, order, chosen, gains, {"budget": budget, "method": params["method"], **facts})
+
+
+def whole(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Run a selector on all rows at once, or in each group."""
+    from tamis.selectors import REGISTRY, per_group
+
+    alive, order = canonical(inputs)
+    rows = alive[order]
+    budget = _budget(params, len(rows))
+    options = dict(params["options"])
+    if params["method"] == "duqgen":
+        options["rng"] = generator(params)
+    if params["method"] in _FILES:
+        options[_FILES[params["method"]]] = _beside(inputs)
+    selector = REGISTRY[params["method"]]
+
+    def run(X: npt.NDArray[np.float32], count: int) -> Selection:
+        return selector(X, budget=count, **options)
+
+    unit = vectors(inputs, rows)
+    if params["per"]:
+        selection = per_group(run, unit, _groups(inputs, rows, params["per"]), budget=budget)
+    else:
+        selection = run(unit, budget)
+    gains = None
+    if selection.gains is not None:
+        gains = np.full(len(rows), np.nan)
+        gains[selection.indices] = selection.gains
+    facts: dict[str, Any] = {"budget": budget, "method": params["method"]}
+    if selection.certificate:
+        facts["certificate"] = {name: round(value, 6) for name, value in selection.certificate.items()}
+    return _output(params, alive, order, selection.indices, gains, facts)
+
+
+def _beside(inputs: Inputs) -> npt.NDArray[np.float32]:
+    path = Path(inputs.hints["file"])
+    return read_vectors(path, 0, count_vectors(path))
+
+
+def _output(
+    params: Mapping[str, Any], alive: Rows, order: Rows, chosen: Rows, gains: Floats | None, facts: dict[str, Any]
+) -> Output:
+    """What became of every row; `chosen` and `gains` are in canonical order."""
     rank_of = np.full(len(alive), -1, np.int32)
     rank_of[order[chosen]] = np.arange(len(chosen), dtype=np.int32)
     stays = rank_of >= 0
     columns = {"rank": pa.array(rank_of, pa.int32(), mask=~stays)}
+    score = None
     if gains is not None:
-        gain_of = np.full(len(alive), np.nan)
-        gain_of[order] = gains
-        columns["gain"] = pa.array(gain_of, pa.float64())
-    score = None if gains is None else gain_of
+        score = np.full(len(alive), np.nan)
+        score[order] = gains
+        columns["gain"] = pa.array(score, pa.float64(), mask=np.isnan(score))
     decision = np.where(stays, KEPT, NOT_IN_BUDGET).astype(np.int8)
-    return Output(
-        effect(alive, decision, f"not in the budget of {budget} ({params['method']})", score=score, **columns),
-        facts,
-    )
+    reason = f"not in the budget of {facts['budget']} ({params['method']})"
+    return Output(effect(alive, decision, reason, score=score, **columns), facts)
 
 
 def _budget(params: Mapping[str, Any], available: int) -> int:
@@ -164,69 +399,113 @@ def _uniform(params: Mapping[str, Any], inputs: Inputs, rows: Rows, budget: int,
     from tamis.selectors.uniform import random, stratified
 
     if params["method"] == "stratified" or params["per"]:
-        return stratified(_groups(inputs, rows, "label"), budget=budget, rng=rng).indices
+        return stratified(_groups(inputs, rows, params["per"] or "label"), budget=budget, rng=rng).indices
     return random(len(rows), budget=budget, rng=rng).indices
 
 
-def _from_rankings(
-    params: Mapping[str, Any], inputs: Inputs, rows: Rows, budget: int, rng: np.random.Generator
-) -> tuple[Rows, np.ndarray[Any, np.dtype[np.float64]], dict[str, Any]]:
-    """Return the chosen positions among `rows` in rank order, every position's gain, and facts."""
-    from tamis.selectors.facility_location import merge_rankings
+def _from_partitions(
+    params: Mapping[str, Any], inputs: Inputs, rows: Rows, rng: np.random.Generator
+) -> tuple[Rows, Floats, dict[str, Any]]:
+    """Return the chosen places in rank order, every place's gain (NaN: not computed), and facts."""
     from tamis.selectors.ingenious import draw_shares, overlap_diagnostics
 
-    table = inputs.table("partitions")
-    assert np.array_equal(table["row"].to_numpy(), rows)  # both in canonical order
-    groups, parts = table["group"].to_numpy(), table["partition"].to_numpy()
-    ranked = pa.concat_tables([inputs.open(item) for item in inputs.all("rankings")])
-    by_row = np.argsort(rows)
-    positions = by_row[np.searchsorted(rows[by_row], ranked["row"].to_numpy())]
-    ranked_gains, ranked_parts = ranked["gain"].to_numpy(), ranked["partition"].to_numpy()
-    gains = np.zeros(len(rows))
-    gains[positions] = ranked_gains
-    group_names, sizes = np.unique(groups, return_counts=True)
-    shares = largest_remainder(sizes.astype(np.float64), budget, sizes.astype(np.int64))
-    taken: list[tuple[Rows, Any]] = []
-    next_gains: list[float] = []
+    plan = _Plan.read(inputs)
+    assert np.array_equal(plan.rows, rows)  # both in canonical order
+    gains = np.full(len(rows), np.nan)
+    chosen: list[Rows] = []
+    objective = bound = 0.0
     overlaps: list[dict[str, int]] = []
-    for group, share in zip(group_names, shares, strict=True):
+    shares = _shares(params, len(rows), plan.groups)
+    for group, share in shares.items():
         if not share:  # a small class may get nothing of a small budget
             continue
-        mine = [np.flatnonzero(ranked_parts == part) for part in np.unique(parts[groups == group])]
-        rankings = [(positions[at], ranked_gains[at]) for at in mine]
-        if params["method"] == "facility_location":
-            indices, own = merge_rankings(rankings, int(share))
-            # In a greedy ranking the first gain not taken is the largest that is left.
-            left = np.setdiff1d(np.concatenate([p for p, _ in rankings]), indices)
-            next_gains.append(float(gains[left].max()) if len(left) else 0.0)
+        members = np.flatnonzero(plan.groups == group)
+        if plan.listed[members[0]]:
+            indices, own, most = _on_lists(inputs, plan, members, share)
+            gains[members] = own
         else:
-            indices, own = draw_shares(rankings, int(share), rng, params["temperature"], params["scale_free"])
-            overlaps.append(
-                overlap_diagnostics(
-                    rankings, int(share), generator(params, 1), params["temperature"], params["scale_free"]
-                )
-            )
-        taken.append((indices, own))
-    chosen = np.concatenate([indices for indices, _ in taken])
-    chosen = chosen[np.lexsort((chosen, -gains[chosen]))]
-    facts: dict[str, Any] = {"shares": [int(share) for share in shares], "partitions": int(parts.max()) + 1}
-    if params["method"] == "facility_location":
-        objective = float(gains[chosen].sum())
-        filled = shares[shares > 0]
-        bound = objective + float(sum(int(share) * gain for share, gain in zip(filled, next_gains, strict=True)))
-        # OPT <= f(S) + k max_j gain(j | S), group by group (submodularity; Nemhauser et al., 1978).
+            rankings = plan.rankings(inputs, members)
+            for places, ranked in rankings:
+                gains[places] = ranked
+            if params["method"] == "ingenious":
+                indices, _ = draw_shares(rankings, share, rng, params["temperature"], params["scale_free"])
+                options = (params["temperature"], params["scale_free"])
+                overlaps.append(overlap_diagnostics(rankings, share, generator(params, 1), *options))
+                most = math.nan
+            else:
+                indices, most = _merged(rankings, share)
+        if params["stop_gain"] is not None:
+            indices = indices[gains[indices] >= params["stop_gain"]]
+        objective, bound = objective + float(gains[indices].sum()), bound + most
+        chosen.append(indices)
+    places = np.concatenate(chosen)
+    places = places[np.lexsort((places, -gains[places]))]
+    facts: dict[str, Any] = {
+        "shares": list(shares.values()),
+        "partitions": len(np.unique(plan.parts)),
+        "listed": int(plan.listed.sum()),
+    }
+    if overlaps:
+        facts["overlap"] = {key: sum(item[key] for item in overlaps) for key in overlaps[0]}
+    elif params["stop_gain"] is None:
         facts["certificate"] = {
             "objective": round(objective, 6),
             "upper_bound": round(bound, 6),
             "ratio": round(objective / bound, 6) if bound else 1.0,
         }
-    else:
-        facts["overlap"] = {key: sum(item[key] for item in overlaps) for key in overlaps[0]}
-    return chosen, gains, facts
+    return places, gains, facts
+
+
+def _merged(rankings: list[Ranking], share: int) -> tuple[Rows, float]:
+    """The best of some rankings by gain, and what no set of this size exceeds on the objective in their partitions."""
+    from tamis.selectors.facility_location import merge_rankings
+
+    indices, gains = merge_rankings(rankings, share)
+    # In a greedy ranking the first gain not taken is the largest that is left:
+    # OPT <= f(S) + k max_j gain(j | S) (submodularity; Nemhauser et al., 1978).
+    merged = set(indices.tolist())
+    pairs = (zip(rows.tolist(), values.tolist(), strict=True) for rows, values in rankings)
+    following = (next((gain for row, gain in pair if row not in merged), 0.0) for pair in pairs)
+    return indices, float(gains.sum()) + share * max(following, default=0.0)
+
+
+def _on_lists(inputs: Inputs, plan: _Plan, members: Rows, share: int) -> tuple[Rows, Floats, float]:
+    """Greedy on a group's lists: the chosen places, each member's gain, and the bound on the listed objective."""
+    from tamis.embeddings.grid import UNIT
+    from tamis.selectors.facility_location import on_neighbours, proposals_of
+    from tamis.selectors.greedy import Terms
+
+    proposals = None
+    if inputs.all("rankings") and plan.table["ranked"].to_numpy(zero_copy_only=False)[members[0]]:
+        proposals = np.searchsorted(members, proposals_of(plan.rankings(inputs, members), share))
+    neighbours = similarity = None
+    for place, found, near in _listed(inputs):
+        if neighbours is None or similarity is None:
+            neighbours = np.full((len(members), found.shape[1]), -1, np.int32)
+            similarity = np.zeros((len(members), found.shape[1]), np.uint16)
+        mine = np.isin(place, members)
+        at = np.searchsorted(members, place[mine])
+        neighbours[at], similarity[at] = found[mine], near[mine]
+    assert neighbours is not None
+    assert similarity is not None
+    trace = on_neighbours(neighbours, similarity, Terms(share, candidates=proposals), symmetric=proposals is None)
+    gains = trace.remaining / UNIT
+    if proposals is not None:  # the others were not looked at
+        gains[np.setdiff1d(np.arange(len(members)), proposals)] = np.nan
+    gains[trace.chosen] = trace.gains / UNIT
+    return members[trace.chosen], gains, trace.bound / UNIT
+
+
+def _listed(inputs: Inputs) -> Iterator[tuple[Rows, npt.NDArray[np.int32], npt.NDArray[np.uint16]]]:
+    for item in inputs.all("lists"):
+        table = inputs.open(item)
+        yield table["place"].to_numpy(), matrix_of(table, "neighbours"), matrix_of(table, "similarity")  # type: ignore[misc]
 
 
 TASKS = {
-    "partition": Task(partition, libraries=("faiss",), packages=("faiss-cpu",)),
-    "rank": Task(rank, packages=("numba",)),
-    "merge": Task(merge),
+    "partition": Task(partition, version=2, packages=("numba",)),
+    "rank": Task(rank, version=2, packages=("numba",)),
+    "list": Task(listing, packages=("numba",)),
+    "take": Task(take, packages=("numba",)),
+    "whole": Task(whole, libraries=("faiss",), packages=("faiss-cpu", "numba")),
 }

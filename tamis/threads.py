@@ -1,13 +1,14 @@
-"""One BLAS thread around a product whose bits must not depend on the machine's thread count."""
+"""Threads: one inside BLAS, and as many as asked across the parts of some work."""
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _lock = threading.Lock()
 _users = 0
@@ -36,3 +37,14 @@ def one_blas_thread() -> Iterator[None]:
             if _users == 0:
                 _limiter.restore_original_limits()
                 _limiter = None
+
+
+def each(threads: int, work: Callable[[int], None], parts: Iterable[int]) -> None:
+    """Do the parts of some work, on several threads if asked; an error in one is raised."""
+    if threads == 1:
+        for part in parts:
+            work(part)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, parts):
+            pass

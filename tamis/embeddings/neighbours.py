@@ -1,0 +1,206 @@
+"""The nearest neighbours of every row, sought in the cells nearest to it.
+
+Rows are put into cells by spherical k-means; each row is compared with the rows of the `probes` cells whose
+centroids are nearest to it (the inverted file of faiss, Johnson, Douze and Jegou, 2021), all its probes as one
+matrix product a cell. Products are exact (see `grid`), so that the graph does not depend on threads or blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tamis.embeddings.grid import UNIT, cosine_scale, to_grid
+from tamis.embeddings.kmeans import fit_on_grid, nearest_on_grid
+from tamis.threads import each, one_blas_thread
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+Int16 = npt.NDArray[np.int16]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+UInt16 = npt.NDArray[np.uint16]
+Float32 = npt.NDArray[np.float32]
+Lists = tuple[Int64, Int32, UInt16]
+
+NEIGHBOURS = 32
+PROBES = 24
+
+_BLOCK_ROWS = 2048  # rows of a product
+_SLAB_ROWS = 8192  # rows that are put on the grid at a time
+_CELLS_PER_ROOT = 4  # cells: 4 sqrt(n)
+_ITERATIONS = 4
+_SAMPLE_PER_CELL = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Rows sorted by the cell that they are in.
+
+    Attributes:
+        centroids: int16[c, d], on the grid.
+        order: int64[n], the rows cell by cell, ascending in each.
+        start: int64[c + 1], where each cell begins.
+        grid: int16[n, d], the rows on the grid, in this order.
+        scale: float32[n], their `cosine_scale`, in this order.
+        probes: int32[n, p], the cells nearest to each row, in this order, nearest (its own) first; all -1 for rows
+            that look for nothing.
+    """
+
+    centroids: Int16
+    order: Int64
+    start: Int64
+    grid: Int16
+    scale: Float32
+    probes: Int32
+
+    def members(self) -> list[Int64]:
+        """The rows of each cell that is not empty, ascending."""
+        ends = self.start[1:-1]
+        return [rows for rows in np.split(self.order, ends) if len(rows)]
+
+
+def make_cells(
+    X_unit: Float32, cells: int | None = None, *, probes: int = PROBES, threads: int = 1, device: str | None = None
+) -> Cells:
+    """Put rows into cells by spherical k-means, fitted on an evenly spaced sample.
+
+    BLAS must be limited to one thread, as in all of this module.
+
+    Args:
+        X_unit: float32[n, d], C-contiguous, rows of length 1.
+        cells: How many; None for 4 sqrt(n), at most n.
+        probes: How many of the nearest cells to name for each row.
+        threads: Threads to use.
+        device: A torch device for the products; None for numpy.
+
+    Returns:
+        The cells; some may be empty.
+    """
+    n = len(X_unit)
+    wanted = min(n, round(_CELLS_PER_ROOT * math.sqrt(n)) if cells is None else cells)
+    fitted = min(n, _SAMPLE_PER_CELL * wanted)
+    sample = to_grid(X_unit[np.arange(fitted) * n // fitted])
+    centroids = fit_on_grid(sample, wanted, iterations=_ITERATIONS, threads=threads, device=device)
+    near = np.empty((n, min(probes, len(centroids))), np.int32)
+
+    def probe(start: int) -> None:  # the grid itself is only kept in the order of the cells
+        rows = slice(start, start + _SLAB_ROWS)
+        near[rows] = nearest_on_grid(to_grid(X_unit[rows]), centroids, near.shape[1], device=device)
+
+    each(threads, probe, range(0, n, _SLAB_ROWS))
+    order = np.argsort(near[:, 0], kind="stable")
+    grid = np.empty(X_unit.shape, np.int16)
+
+    def gather(start: int) -> None:
+        rows = slice(start, start + _SLAB_ROWS)
+        grid[rows] = to_grid(X_unit[order[rows]])
+
+    each(threads, gather, range(0, n, _SLAB_ROWS))
+    begin = np.concatenate(([0], np.cumsum(np.bincount(near[:, 0], minlength=len(centroids)))))
+    return Cells(centroids, order, begin, grid, cosine_scale(grid), near[order])
+
+
+def nearest_neighbours(
+    cells: Cells,
+    k: int,
+    *,
+    candidates: npt.NDArray[np.bool_] | None = None,
+    threads: int = 1,
+    device: str | None = None,
+) -> tuple[Int32, UInt16]:
+    """The k nearest candidates of each row in the cells that it probes; a row that is a candidate finds itself.
+
+    Args:
+        cells: The rows.
+        k: How many to find, at least 1.
+        candidates: bool[n], in the rows' own order; None for all.
+        threads: Threads to use.
+        device: A torch device for the products; None for numpy.
+
+    Returns:
+        int32[n, k] rows, nearest first, -1 for none, and uint16[n, k] cosines in units of 2^-15. Of equally near
+        candidates those in the lowest cell, then of the lowest row, come first. A cosine of 0 is no neighbour.
+    """
+    from tamis.embeddings import _neighbours
+
+    n, count = len(cells.order), len(cells.centroids)
+    # Cells differ in size: a row whose first cells are large has seen enough before its last probe.
+    sizes = np.diff(cells.start)[cells.probes]
+    enough = cells.probes.shape[1] * n // count
+    near = np.where((np.cumsum(sizes, axis=1) - sizes < enough) & (cells.probes >= 0), cells.probes, -1)
+    probing, queries = _neighbours.invert_probes(near, count)
+    neighbours, similarity = np.full((n, k), -1, np.int32), np.zeros((n, k), np.uint16)
+    order = cells.order.astype(np.int32)
+    if device is not None:
+        from tamis.embeddings.on_device import search as search_on_device
+
+        return search_on_device(cells.grid, cells.scale, order, cells.start, candidates, probing, queries, k, device)
+    shares = [n * t // threads for t in range(threads + 1)]
+
+    def search(share: int) -> None:
+        """All cells against one share of the rows, so that no two threads change one row's list."""
+        for cell in range(count):
+            members = np.arange(cells.start[cell], cells.start[cell + 1])
+            if candidates is not None:
+                members = members[candidates[order[members]]]
+            asking = queries[probing[cell] : probing[cell + 1]]
+            asking = asking[slice(*np.searchsorted(asking, shares[share : share + 2]))]
+            if not len(members) or not len(asking):
+                continue
+            columns = cells.grid[members].astype(np.float32).T
+            scale, names = cells.scale[members], order[members]
+            for start in range(0, len(asking), _BLOCK_ROWS):
+                rows = asking[start : start + _BLOCK_ROWS]
+                tile = cells.grid[rows].astype(np.float32) @ columns
+                _neighbours.keep_nearest(
+                    tile, cells.scale[rows], scale, cells.order[rows], names, neighbours, similarity
+                )
+
+    each(threads, search, range(threads))
+    return neighbours, similarity
+
+
+def symmetric_lists(neighbours: Int32, similarity: UInt16) -> Lists:
+    """The union-symmetric graph of nearest neighbours: i and j are joined if either finds the other.
+
+    Args:
+        neighbours: int32[n, k] of `nearest_neighbours`.
+        similarity: uint16[n, k] likewise.
+
+    Returns:
+        Starts int64[n + 1], neighbours int32 (the row itself first) and cosines, uint16 in units of 2^-15.
+    """
+    from tamis.embeddings import _neighbours
+
+    lists: Lists = _neighbours.union_symmetric(neighbours, similarity, UNIT)
+    return lists
+
+
+def neighbour_graph(
+    X_unit: Float32, k: int = NEIGHBOURS, *, probes: int = PROBES, threads: int = 1
+) -> scipy.sparse.csr_matrix:
+    """The union-symmetric graph of nearest neighbours as a matrix.
+
+    Args:
+        X_unit: float32[n, d], C-contiguous, rows of length 1 (see `as_unit_rows`).
+        k: How many neighbours each row looks for, itself included.
+        probes: How many of the nearest cells each row looks into.
+        threads: Threads to use. The result does not depend on it.
+
+    Returns:
+        scipy CSR float32[n, n], symmetric, of cosines in (0, 1], 1 on the diagonal.
+    """
+    import scipy.sparse
+
+    with one_blas_thread():
+        found = nearest_neighbours(make_cells(X_unit, probes=probes, threads=threads), k, threads=threads)
+        start, column, value = symmetric_lists(*found)
+    return scipy.sparse.csr_matrix(
+        (value.astype(np.float32) / np.float32(UNIT), column, start), shape=(len(X_unit), len(X_unit))
+    )
