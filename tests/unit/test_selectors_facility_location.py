@@ -392,6 +392,8 @@ CLUSTERED = clustered(1500, d=16, centres=60, spread=0.5, seed=1)
 @pytest.mark.parametrize("how", [{}, {"stop_gain": 1.5}, {"preselected": [3, 700, 1499]}, {"costs": True}])
 def test_nothing_depends_on_threads_or_device(engine, how):
     if "costs" in how:
+        if engine != "exact":
+            pytest.skip("costs need every pair")
         how = {"costs": np.random.default_rng(0).uniform(1, 2, size=1500), "max_cost": 80}
     one = facility_location(CLUSTERED, budget=100, engine=engine, **how)
     assert one.engine == engine
@@ -617,7 +619,15 @@ def test_nothing_is_chosen_where_nothing_is_worth_it(engine):
     assert 0 < selection.certificate["random_coverage_mean"] < 1
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["sparse", "partitioned"])
+@pytest.mark.parametrize("how", [{"costs": np.ones(1500), "max_cost": 20}, {"stop_coverage": 0.9}])
+def test_what_needs_every_pair_is_refused_by_the_other_engines(engine, how):
+    with pytest.raises(RecipeError, match="need every pair"):
+        facility_location(CLUSTERED, budget=100, engine=engine, **how)
+    assert facility_location(CLUSTERED, budget=1500, memory_bytes=10_000, **how).engine == "exact"
+
+
+@pytest.mark.parametrize("engine", ["auto", "exact"])
 def test_costs_keep_to_the_money(engine):
     rng = np.random.default_rng(2)
     cost = rng.uniform(0.5, 3.0, size=1500)
@@ -628,9 +638,8 @@ def test_costs_keep_to_the_money(engine):
     # The same costs for all are a budget.
     even = facility_location(CLUSTERED, budget=1500, engine=engine, costs=np.full(1500, 0.5), max_cost=20)
     assert len(even.indices) == 40
-    if engine != "partitioned":  # which proposes more rows to a larger budget
-        counted = facility_location(CLUSTERED, budget=40, engine=engine)
-        np.testing.assert_array_equal(even.indices, counted.indices)
+    counted = facility_location(CLUSTERED, budget=40, engine=engine)
+    np.testing.assert_array_equal(even.indices, counted.indices)
     # The budget counts beside the money.
     assert len(facility_location(CLUSTERED, budget=7, engine=engine, costs=cost, max_cost=100).indices) == 7
 
