@@ -568,7 +568,7 @@ def on_neighbours(neighbours: Int32, similarity: UInt16, terms: Terms, *, symmet
 
     A pair that is not listed is less similar than the row's last neighbour, so every row is taken to have nearly
     that similarity anyway. (As 0, it would make covering a row that is nearly covered look like covering one that
-    is not: on text .998 of the exact f instead of .9995.)
+    is not.)
 
     Args:
         neighbours: int32[n, k] of `nearest_neighbours`.
