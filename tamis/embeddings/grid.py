@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 UNIT = 1 << 15  # the integer that stands for cosine 1
-LARGEST_DIM = 1 << 22
 
 _ROW_UNIT = 1 << 12  # a row's component 1, before it is shrunk
 _BLOCK_ROWS = 2048  # in cache

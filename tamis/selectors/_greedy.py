@@ -278,7 +278,8 @@ def _before(key1: float, item1: int, key2: float, item2: int, last_of_ties: bool
 
 
 @njit(cache=True, nogil=True)
-def _sift_down(keys: Float64, items: Int64, place: int, size: int, last_of_ties: bool) -> None:
+def sift_down(keys: Float64, items: Int64, place: int, size: int, last_of_ties: bool) -> None:
+    """Restore the heap below an entry that has become smaller."""
     key = keys[place]
     item = items[place]
     while True:
@@ -300,7 +301,7 @@ def _sift_down(keys: Float64, items: Int64, place: int, size: int, last_of_ties:
 def make_heap(keys: Float64, items: Int64, last_of_ties: bool) -> None:
     """Order keys and items, in place, into a heap with the best on top."""
     for place in range(keys.shape[0] // 2 - 1, -1, -1):
-        _sift_down(keys, items, place, keys.shape[0], last_of_ties)
+        sift_down(keys, items, place, keys.shape[0], last_of_ties)
 
 
 @njit(cache=True, nogil=True)
@@ -326,10 +327,10 @@ def pop_best(keys: Float64, items: Int64, size: int, gain: Int64, cost: Float64,
         if accepted:
             keys[0] = keys[size - 1]
             items[0] = items[size - 1]
-            _sift_down(keys, items, 0, size - 1, last_of_ties)
+            sift_down(keys, items, 0, size - 1, last_of_ties)
             return item
         keys[0] = exact
-        _sift_down(keys, items, 0, size, last_of_ties)
+        sift_down(keys, items, 0, size, last_of_ties)
 
 
 @njit(cache=True, nogil=True)

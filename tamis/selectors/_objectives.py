@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from tamis.selectors._greedy import make_heap, sift_down
 from tamis.threads import one_blas_thread
 
 Int64 = npt.NDArray[np.int64]
@@ -80,34 +81,6 @@ def products(X: Float32, factors: Float64, v: Float64) -> Float64:
 
 
 @njit(cache=True, nogil=True)
-def _before(key1: float, item1: int, key2: float, item2: int) -> bool:
-    """Heap order: the larger key first, and of equal keys the lower item."""
-    if key1 != key2:
-        return key1 > key2
-    return item1 < item2
-
-
-@njit(cache=True, nogil=True)
-def _sift(keys: Float64, items: Int64, place: int, size: int) -> None:
-    """Restore the heap below an entry that has become smaller."""
-    key = keys[place]
-    item = items[place]
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        if child + 1 < size and _before(keys[child + 1], items[child + 1], keys[child], items[child]):
-            child += 1
-        if not _before(keys[child], items[child], key, item):
-            break
-        keys[place] = keys[child]
-        items[place] = items[child]
-        place = child
-    keys[place] = key
-    items[place] = item
-
-
-@njit(cache=True, nogil=True)
 def _heap(scores: Float64, taken: Bool, keys: Float64, items: Int64) -> int:
     """Make the heap of the rows that are not taken; returns its size."""
     size = 0
@@ -116,8 +89,7 @@ def _heap(scores: Float64, taken: Bool, keys: Float64, items: Int64) -> int:
             keys[size] = scores[j]
             items[size] = j
             size += 1
-    for place in range(size // 2 - 1, -1, -1):
-        _sift(keys, items, place, size)
+    make_heap(keys[:size], items[:size], False)
     return size
 
 
@@ -126,7 +98,7 @@ def _drop_first(keys: Float64, items: Int64, size: int) -> None:
     """Remove the first of `size` entries from the heap."""
     keys[0] = keys[size - 1]
     items[0] = items[size - 1]
-    _sift(keys, items, 0, size - 1)
+    sift_down(keys, items, 0, size - 1, False)
 
 
 def linear_greedy(
@@ -209,7 +181,7 @@ def _linear_greedy(
                 scores[j] = factors[j] * _dot(X[j], v)
                 seen[j] = step
                 keys[0] = scores[j] - risen
-                _sift(keys, items, 0, size)
+                sift_down(keys, items, 0, size, False)
                 scored += 1
             j = items[0]
             _drop_first(keys, items, size)
@@ -272,7 +244,7 @@ def farthest_first(X: Float32, factors: Float64, first: int, budget: int) -> tup
                 s += 1
             seen[j] = s
             keys[0] = distance
-            _sift(keys, items, 0, size)
+            sift_down(keys, items, 0, size, False)
         j = items[0]
         chosen[step] = j
         distances[step] = keys[0]
@@ -398,7 +370,7 @@ def _log_det_steps(
                 exact[j] = step
                 solved = j
             upper[j] = keys[0]
-            _sift(keys, items, 0, size)
+            sift_down(keys, items, 0, size, False)
         j = items[0]
         value = keys[0]
         if solved != j:

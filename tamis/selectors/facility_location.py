@@ -466,21 +466,11 @@ class _How:
         return self._approximate(unit, cells, on_neighbours(*found, terms), terms, "sparse")
 
     def _partitioned(self, unit: Float32, terms: Terms) -> Selection:
-        cells = make_cells(
-            unit,
-            max(1, round(self.n / _RANKED_CELL_ROWS)),
-            probes=_CELLS_BEYOND,
-            threads=self.threads,
-            device=self.device,
-        )
+        cells = ranked_cells(unit, self.threads, self.device)
         members = [part for rows in cells.members() for part in _parts(rows, LARGEST_CELL)]
         allowed = np.ones(self.n, np.bool_)
         if terms.candidates is not None:
             allowed = np.isin(np.arange(self.n), terms.candidates)
-        if terms.cost is not None:
-            allowed &= terms.cost <= terms.money
-        if not allowed.any():
-            raise RecipeError("no row that is not preselected costs as little as max_cost; raise it")
         rankings: list[Ranking] = [(np.empty(0, np.int64), np.empty(0))] * len(members)
         share = _PROPOSALS * terms.budget / self.n
 
@@ -489,16 +479,10 @@ class _How:
             open_to = np.flatnonzero(allowed[rows])
             if not len(open_to):
                 return
-            own = Terms(
-                min(len(open_to), math.ceil(3 * share * len(rows)) + 16),
-                low=None if terms.low is None else terms.low[rows],
-                candidates=open_to,
-                cost=None if terms.cost is None else terms.cost[rows],
-            )
+            most = min(len(open_to), math.ceil(3 * share * len(rows)) + 16)
+            own = Terms(most, low=None if terms.low is None else terms.low[rows], candidates=open_to)
             trace = maximise(DenseKernel.of(unit[rows]), own)
-            # By gain, or by gain per cost: what a ranking is in the order of.
-            worth = trace.gains / UNIT if terms.cost is None else trace.gains / terms.cost[rows[trace.chosen]]
-            rankings[cell] = (rows[trace.chosen], worth)
+            rankings[cell] = (rows[trace.chosen], trace.gains / UNIT)
 
         each(self.threads, rank, range(len(members)))
         proposals = proposals_of(rankings, terms.budget)

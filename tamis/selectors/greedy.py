@@ -223,8 +223,7 @@ class _State:
 
     def trace(self) -> Trace:
         if self.step < self.terms.budget and self.terms.cost is None:
-            self.bound = 1 << 62  # stopped early: what bounds the budget's rows says little of so few
-            self.terms = replace(self.terms, budget=self.step)
+            self.terms = replace(self.terms, budget=self.step)  # stopped early: bound as many as there are
         self._tighten()
         # Copies, so that a short selection does not hold the room of a long one.
         chosen, gains = self.chosen[: self.step].copy(), self.gains[: self.step].copy()

@@ -32,13 +32,12 @@ def recipe_file(small_recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(recipe_file, tmp_path_factory, manifest_bytes):
-    """The manifest's bytes of a run that nothing disturbs, how long that takes, and how many tasks it has."""
+    """The manifest's bytes of a run that nothing disturbs, and how many tasks it has."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    began = time.monotonic()
     process = start(recipe_file, out, "--workers", "2")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors.decode()
-    return manifest_bytes(out), time.monotonic() - began, recorded(out)
+    return manifest_bytes(out), recorded(out)
 
 
 def recorded(out):
@@ -52,19 +51,21 @@ def torn(out):
 
 
 def test_killed_at_random_moments(recipe_file, undisturbed, tmp_path, manifest_bytes, request):
-    expected, seconds, tasks = undisturbed
+    expected, tasks = undisturbed
     kills = request.config.getoption("--kills")
     rng = random.Random(20260101)
     died, resumed = 0, 0
     for attempt in range(kills):
         out = tmp_path / str(attempt)
         process = start(recipe_file, out, "--workers", "2")
-        try:
-            # Spread over the whole run, the start-up of the workers and the commit included.
-            process.wait(timeout=seconds * (attempt + rng.random()) / kills)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            died += 1
+        # Spread over the whole run, the start-up of the workers and the commit included, by what it has finished:
+        # a clock would hit another moment on a busier machine.
+        reached = tasks * attempt // kills
+        while process.poll() is None and recorded(out) < reached:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.2)
+        died += process.poll() is None
+        process.kill()
         process.communicate(timeout=60)
         assert not torn(out)
         finished = recorded(out)
@@ -76,7 +77,7 @@ def test_killed_at_random_moments(recipe_file, undisturbed, tmp_path, manifest_b
         assert not list(out.rglob("*.tmp"))
     print(f"{kills} runs, {died} killed, {resumed} resumed with work done before, {kills} equal manifests")
     assert died >= kills * 0.7
-    assert resumed >= kills * 0.2
+    assert resumed >= kills * 0.7
 
 
 CRASHES = ["ingest.index:written", "embed.block:recorded", "dedup.near:written", "select.take:recorded",
@@ -93,7 +94,7 @@ def test_killed_at_a_named_point(point, recipe_file, undisturbed, tmp_path, mani
     finished = recorded(out)
     run = tamis.run(recipe_file, out, executor="sync")
     assert finished > 0
-    assert len(run.ran) == undisturbed[2] - finished
+    assert len(run.ran) == undisturbed[1] - finished
     assert manifest_bytes(out) == undisturbed[0]
 
 

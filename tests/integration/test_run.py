@@ -899,3 +899,11 @@ def test_progress_is_on_standard_error_alone(monkeypatch, capsys, terminal):
     if not terminal:
         assert "00-ingest: task 1 of 2" in told.err
         assert "00-ingest: task 1 of 1" in told.err
+
+
+@pytest.mark.parametrize("engine", ["exact", "sparse", "partitioned"])
+@pytest.mark.parametrize("per", [None, "label"])
+def test_every_engine_meets_the_budget_where_a_class_gets_nothing(tmp_path, data, recipe, engine, per):
+    path = recipe(data, [EMBED, select("facility_location", 2, per=per, engine=engine)], max_bad_fraction=0.01)
+    run(path, tmp_path / "out")
+    assert tamis.open_manifest(tmp_path / "out").select.num_rows == 2

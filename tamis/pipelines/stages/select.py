@@ -8,6 +8,7 @@ takes the budget. Every other selector runs in that node alone.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from tamis.selectors.selection import Selection, resolve_budget
 from tamis.selectors.shares import largest_remainder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tamis.embeddings.neighbours import Cells
     from tamis.pipelines.plan import Add, Context, Flow
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Ranking = tuple[Rows, Floats]
+Listed = tuple[Rows, npt.NDArray[np.int32], npt.NDArray[np.uint16]]
 
 _AUTO_PARTITION_ROWS = 16_384  # its kernel takes 512 MiB
 _LISTED_ROWS = 16_384  # rows that one task seeks neighbours for
@@ -235,7 +237,10 @@ def listing(params: Mapping[str, Any], inputs: Inputs) -> Output:
     proposing = "budget" in params
     width = NEIGHBOURS // 2 if proposing else NEIGHBOURS
     shares = _shares(params, len(plan.rows), plan.groups) if proposing else {}
+    rankings = plan.rankings(inputs) if proposing else {}
     for group in np.unique(plan.groups[plan.listed]):
+        if proposing and not shares[int(group)]:  # nothing will be taken of it
+            continue
         members = np.flatnonzero(plan.groups == group)
         parts = plan.parts[members]
         mine = parts % params["shards"] == params["shard"]
@@ -249,9 +254,8 @@ def listing(params: Mapping[str, Any], inputs: Inputs) -> Output:
         candidates = None
         if proposing:
             candidates = np.zeros(len(members), np.bool_)
-            candidates[np.searchsorted(members, proposals_of(plan.rankings(inputs, members), shares[int(group)]))] = (
-                True
-            )
+            proposals = proposals_of(plan.of_group(rankings, members), shares[int(group)])
+            candidates[np.searchsorted(members, proposals)] = True
         cells = Cells(np.empty((len(start) - 1, 0), np.int16), order, start, grid, cosine_scale(grid), probes)
         with one_blas_thread():
             neighbours, similarity = nearest_neighbours(cells, width, candidates=candidates)
@@ -298,15 +302,19 @@ class _Plan:
         probed = self.probes_of(members)
         return int(probed.min()), int(probed.max())
 
-    def rankings(self, inputs: Inputs, members: Rows) -> list[Ranking]:
-        """The rankings of a group's partitions, as places in canonical order and gains."""
+    def rankings(self, inputs: Inputs) -> dict[int, Ranking]:
+        """Each ranked partition's places in canonical order, and their gains."""
         ranked = pa.concat_tables([inputs.open(item) for item in inputs.all("rankings")])
         by_row = np.argsort(self.rows)
         places = by_row[np.searchsorted(self.rows[by_row], ranked["row"].to_numpy())]
         gains, parts = ranked["gain"].to_numpy(), ranked["partition"].to_numpy()
-        mine = np.isin(parts, np.unique(self.parts[members]))
-        places, gains, parts = places[mine], gains[mine], parts[mine]
-        return [(places[parts == part], gains[parts == part]) for part in np.unique(parts)]
+        # A partition is ranked in one go, so its rows stand together.
+        bounds = np.flatnonzero(np.diff(parts, prepend=-1, append=-1))
+        return {int(parts[first]): (places[first:end], gains[first:end]) for first, end in itertools.pairwise(bounds)}
+
+    def of_group(self, rankings: Mapping[int, Ranking], members: Rows) -> list[Ranking]:
+        """The rankings of a group's partitions."""
+        return [rankings[part] for part in np.unique(self.parts[members]).tolist()]
 
 
 def _shares(params: Mapping[str, Any], available: int, groups: npt.NDArray[np.int32]) -> dict[int, int]:
@@ -416,24 +424,26 @@ def _from_partitions(
     objective = bound = 0.0
     overlaps: list[dict[str, int]] = []
     shares = _shares(params, len(rows), plan.groups)
+    rankings = plan.rankings(inputs) if inputs.all("rankings") else {}
+    lists = list(_listed(inputs))
     for group, share in shares.items():
         if not share:  # a small class may get nothing of a small budget
             continue
         members = np.flatnonzero(plan.groups == group)
         if plan.listed[members[0]]:
-            indices, own, most = _on_lists(inputs, plan, members, share)
+            indices, own, most = _on_lists(lists, plan, rankings, members, share)
             gains[members] = own
         else:
-            rankings = plan.rankings(inputs, members)
-            for places, ranked in rankings:
-                gains[places] = ranked
+            ranked = plan.of_group(rankings, members)
+            for places, own in ranked:
+                gains[places] = own
             if params["method"] == "ingenious":
-                indices, _ = draw_shares(rankings, share, rng, params["temperature"], params["scale_free"])
+                indices, _ = draw_shares(ranked, share, rng, params["temperature"], params["scale_free"])
                 options = (params["temperature"], params["scale_free"])
-                overlaps.append(overlap_diagnostics(rankings, share, generator(params, 1), *options))
+                overlaps.append(overlap_diagnostics(ranked, share, generator(params, 1), *options))
                 most = math.nan
             else:
-                indices, most = _merged(rankings, share)
+                indices, most = _merged(ranked, share)
         if params["stop_gain"] is not None:
             indices = indices[gains[indices] >= params["stop_gain"]]
         objective, bound = objective + float(gains[indices].sum()), bound + most
@@ -469,25 +479,24 @@ def _merged(rankings: list[Ranking], share: int) -> tuple[Rows, float]:
     return indices, float(gains.sum()) + share * max(following, default=0.0)
 
 
-def _on_lists(inputs: Inputs, plan: _Plan, members: Rows, share: int) -> tuple[Rows, Floats, float]:
+def _on_lists(
+    lists: Sequence[Listed], plan: _Plan, rankings: Mapping[int, Ranking], members: Rows, share: int
+) -> tuple[Rows, Floats, float]:
     """Greedy on a group's lists: the chosen places, each member's gain, and the bound on the listed objective."""
     from tamis.embeddings.grid import UNIT
     from tamis.selectors.facility_location import on_neighbours, proposals_of
     from tamis.selectors.greedy import Terms
 
     proposals = None
-    if inputs.all("rankings") and plan.table["ranked"].to_numpy(zero_copy_only=False)[members[0]]:
-        proposals = np.searchsorted(members, proposals_of(plan.rankings(inputs, members), share))
-    neighbours = similarity = None
-    for place, found, near in _listed(inputs):
-        if neighbours is None or similarity is None:
-            neighbours = np.full((len(members), found.shape[1]), -1, np.int32)
-            similarity = np.zeros((len(members), found.shape[1]), np.uint16)
+    if plan.parts[members[0]] in rankings:  # ranked and listed: the lists name proposals only
+        proposals = np.searchsorted(members, proposals_of(plan.of_group(rankings, members), share))
+    width = lists[0][1].shape[1]
+    neighbours = np.full((len(members), width), -1, np.int32)
+    similarity = np.zeros((len(members), width), np.uint16)
+    for place, found, near in lists:
         mine = np.isin(place, members)
         at = np.searchsorted(members, place[mine])
         neighbours[at], similarity[at] = found[mine], near[mine]
-    assert neighbours is not None
-    assert similarity is not None
     trace = on_neighbours(neighbours, similarity, Terms(share, candidates=proposals), symmetric=proposals is None)
     gains = trace.remaining / UNIT
     if proposals is not None:  # the others were not looked at
@@ -496,7 +505,7 @@ def _on_lists(inputs: Inputs, plan: _Plan, members: Rows, share: int) -> tuple[R
     return members[trace.chosen], gains, trace.bound / UNIT
 
 
-def _listed(inputs: Inputs) -> Iterator[tuple[Rows, npt.NDArray[np.int32], npt.NDArray[np.uint16]]]:
+def _listed(inputs: Inputs) -> Iterator[Listed]:
     for item in inputs.all("lists"):
         table = inputs.open(item)
         yield table["place"].to_numpy(), matrix_of(table, "neighbours"), matrix_of(table, "similarity")  # type: ignore[misc]
