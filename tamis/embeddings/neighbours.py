@@ -7,6 +7,7 @@ matrix product a cell. Products are exact (see `grid`), so that the graph does n
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,8 +35,9 @@ PROBES = 24
 _BLOCK_ROWS = 2048  # rows of a product
 _SLAB_ROWS = 8192  # rows that are put on the grid at a time
 _CELLS_PER_ROOT = 4  # cells: 4 sqrt(n)
-_ITERATIONS = 4
-_SAMPLE_PER_CELL = 24
+_ITERATIONS = 3
+
+_SAMPLE_PER_CELL = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,40 +131,56 @@ def nearest_neighbours(
     """
     from tamis.embeddings import _neighbours
 
-    n, count = len(cells.order), len(cells.centroids)
-    # Cells differ in size: a row whose first cells are large has seen enough before its last probe.
-    sizes = np.diff(cells.start)[cells.probes]
-    enough = cells.probes.shape[1] * n // count
-    near = np.where((np.cumsum(sizes, axis=1) - sizes < enough) & (cells.probes >= 0), cells.probes, -1)
-    probing, queries = _neighbours.invert_probes(near, count)
-    neighbours, similarity = np.full((n, k), -1, np.int32), np.zeros((n, k), np.uint16)
-    order = cells.order.astype(np.int32)
+    n, size, width = len(cells.order), np.diff(cells.start), cells.probes.shape[1]
+    enough = width * n // len(size)
+
+    def inverted(first: int, last: int) -> tuple[Int64, Int32]:
+        lists: tuple[Int64, Int32] = _neighbours.invert_probes(cells.probes, size, enough, first, last)
+        return lists
+
+    def members(cell: int) -> Int64:
+        places = np.arange(cells.start[cell], cells.start[cell + 1])
+        return places if candidates is None else places[candidates[cells.order[places]]]
+
     if device is not None:
         from tamis.embeddings.on_device import search as search_on_device
 
-        return search_on_device(cells.grid, cells.scale, order, cells.start, candidates, probing, queries, k, device)
+        found = search_on_device(cells.grid, cells.scale, members, *inverted(0, width), k, device)
+        return _read(found, cells.order, threads)
     shares = [n * t // threads for t in range(threads + 1)]
+    found = np.zeros((n, k), np.int64)
 
-    def search(share: int) -> None:
+    def search(share: int, probing: Int64, queries: Int32) -> None:
         """All cells against one share of the rows, so that no two threads change one row's list."""
-        for cell in range(count):
-            members = np.arange(cells.start[cell], cells.start[cell + 1])
-            if candidates is not None:
-                members = members[candidates[order[members]]]
+        for cell in range(len(size)):
             asking = queries[probing[cell] : probing[cell + 1]]
             asking = asking[slice(*np.searchsorted(asking, shares[share : share + 2]))]
-            if not len(members) or not len(asking):
+            places = members(cell)
+            if not len(places) or not len(asking):
                 continue
-            columns = cells.grid[members].astype(np.float32).T
-            scale, names = cells.scale[members], order[members]
+            columns, scale = cells.grid[places].astype(np.float32).T, cells.scale[places]
             for start in range(0, len(asking), _BLOCK_ROWS):
                 rows = asking[start : start + _BLOCK_ROWS]
                 tile = cells.grid[rows].astype(np.float32) @ columns
-                _neighbours.keep_nearest(
-                    tile, cells.scale[rows], scale, cells.order[rows], names, neighbours, similarity
-                )
+                _neighbours.keep_nearest(tile, cells.scale[rows], scale, rows, places, found)
 
-    each(threads, search, range(threads))
+    # Its own cell first: after that, few of the others' rows are near enough to be put into a row's list.
+    for some in (inverted(0, 1), inverted(1, width)):
+        each(threads, functools.partial(search, probing=some[0], queries=some[1]), range(threads))
+    return _read(found, cells.order, threads)
+
+
+def _read(found: Int64, order: Int64, threads: int) -> tuple[Int32, UInt16]:
+    """Read the lists of `_neighbours.keep_nearest`, which are in the order of the cells."""
+    from tamis.embeddings import _neighbours
+
+    neighbours, similarity = np.empty(found.shape, np.int32), np.empty(found.shape, np.uint16)
+
+    def read(start: int) -> None:
+        rows = slice(start, start + _SLAB_ROWS)
+        _neighbours.read_nearest(np.sort(found[rows], axis=1), order, order[rows], neighbours, similarity)
+
+    each(threads, read, range(0, len(order), _SLAB_ROWS))
     return neighbours, similarity
 
 

@@ -6,11 +6,16 @@ honour. Its TF32 units do not: where torch allows them, products are taken in fl
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from tamis.embeddings.grid import UNIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Int16 = npt.NDArray[np.int16]
 Int32 = npt.NDArray[np.int32]
@@ -61,48 +66,36 @@ def top_columns(rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, 
 
 
 def search(
-    grid: Int16, scale: Float32, order: Int32, start: Int64, candidates: npt.NDArray[np.bool_] | None,
-    probing: Int64, queries: Int32, k: int, device: str,
-) -> tuple[Int32, UInt16]:  # fmt: skip
-    """The k nearest candidates of each row, as `neighbours.nearest_neighbours` finds them, cell by cell.
+    grid: Int16, scale: Float32, members: Callable[[int], Int64], probing: Int64, queries: Int32, k: int, device: str
+) -> Int64:
+    """The k nearest candidates of each row, as `neighbours.nearest_neighbours` seeks them, cell by cell.
 
     Args:
         grid: int16[n, d], the rows in the order of their cells.
         scale: float32[n], their `cosine_scale`.
-        order: int32[n], their numbers.
-        start: int64[c + 1], where each cell begins.
-        candidates: bool[n], by number, or None for all.
-        probing: int64[c + 1], where the rows that probe each cell begin.
+        members: Gives the places, in this order, of a cell's candidates.
+        probing: int64[c + 1], where the rows that look into each cell begin.
         queries: int32, these rows, as places in the order.
         k: Neighbours to find.
         device: The torch device.
 
     Returns:
-        int32[n, k] and uint16[n, k], by number.
+        int64[n, k], the entries of `_neighbours.keep_nearest`.
     """
-    n = len(grid)
     rows, row_scale = put(grid, device), put(scale, device)
-    # One number a pair: the nearer first, of equally near ones the one that comes first in the order.
-    best = torch.full((n, k), -1, dtype=torch.int64, device=device)
-    for cell in range(len(start) - 1):
-        members = np.arange(start[cell], start[cell + 1])
-        if candidates is not None:
-            members = members[candidates[order[members]]]
+    best = torch.zeros((len(grid), k), dtype=torch.int64, device=device)
+    for cell in range(len(probing) - 1):
+        places = members(cell)
         asking = queries[probing[cell] : probing[cell + 1]]
-        if not len(members):
+        if not len(places):
             continue
-        there = put(members, device)
-        step = rows_at_a_time(len(members))
+        there = put(places, device)
+        step = rows_at_a_time(len(places))
         for begin in range(0, len(asking), step):
             here = put(asking[begin : begin + step].astype(np.int64), device)
             near = cosines(rows[here], row_scale[here], rows[there], row_scale[there]).to(torch.int64)
-            key = torch.where(near > 0, (near << 32) | (0xFFFFFFFF - there)[None, :], -1)
-            both = torch.cat((best[here], key), dim=1)
+            entry = torch.where(near > 0, (near << 32) | (0xFFFFFFFF - there)[None, :], 0)
+            both = torch.cat((best[here], entry), dim=1)
             best[here] = both.topk(k, dim=1).values
-    found = best.cpu().numpy()
-    neighbours, similarity = np.full((n, k), -1, np.int32), np.zeros((n, k), np.uint16)
-    some = found >= 0
-    names = np.where(some, order[np.where(some, 0xFFFFFFFF - (found & 0xFFFFFFFF), 0)], -1)
-    neighbours[order] = names
-    similarity[order] = np.where(some, found >> 32, 0).astype(np.uint16)
-    return neighbours, similarity
+    found: Int64 = best.cpu().numpy()
+    return found

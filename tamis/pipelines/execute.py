@@ -6,10 +6,11 @@ graph in this process. Nodes carry keys and paths; what they make lies in the wo
 
 from __future__ import annotations
 
+import queue
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,15 @@ from tamis.pipelines.node import Artifact, Node, run_node
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from distributed import Future
+
 OnDone = Callable[[Artifact], None]
+Check = Callable[[], None]
+
+_CHECK_SECONDS = 0.25
 
 
-def execute(nodes: Sequence[Node], work: Path, *, executor: str, workers: int, on_done: OnDone) -> None:
+def execute(nodes: Sequence[Node], work: Path, *, executor: str, workers: int, on_done: OnDone, check: Check) -> None:
     """Run nodes, inputs first, and report each as it is done.
 
     Args:
@@ -32,6 +38,7 @@ def execute(nodes: Sequence[Node], work: Path, *, executor: str, workers: int, o
         executor: `local` or `sync`.
         workers: Worker processes of `local`.
         on_done: Called in this process for each finished node.
+        check: Called in this process often; what it raises ends the run.
 
     Raises:
         TamisError: What a task raised.
@@ -48,9 +55,9 @@ def execute(nodes: Sequence[Node], work: Path, *, executor: str, workers: int, o
                 f"cannot make {work / task}: {error.strerror or error}; give a folder that can be written"
             ) from error
     if executor == "sync":
-        _run_sync(nodes, work, on_done)
+        _run_sync(nodes, work, on_done, check)
     else:
-        _run_local(nodes, work, workers, on_done)
+        _run_local(nodes, work, workers, on_done, check)
 
 
 def graph(nodes: Sequence[Node], work: Path) -> dict[str, Any]:
@@ -65,25 +72,26 @@ def graph(nodes: Sequence[Node], work: Path) -> dict[str, Any]:
     return built
 
 
-def _run_sync(nodes: Sequence[Node], work: Path, on_done: OnDone) -> None:
+def _run_sync(nodes: Sequence[Node], work: Path, on_done: OnDone, check: Check) -> None:
     import dask
     from dask.callbacks import Callback
 
     def posttask(key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:  # noqa: ARG001
         if isinstance(result, Artifact):
             on_done(result)
+        check()
 
     with Callback(posttask=posttask):
         dask.compute(*graph(nodes, work).values(), scheduler="sync", optimize_graph=False)
 
 
-def _run_local(nodes: Sequence[Node], work: Path, workers: int, on_done: OnDone) -> None:
-    from distributed import Client, as_completed
+def _run_local(nodes: Sequence[Node], work: Path, workers: int, on_done: OnDone, check: Check) -> None:
+    from distributed import Client
     from distributed.scheduler import KilledWorker
 
     with _cluster(work, workers) as cluster, Client(cluster, set_as_default=False) as client:
         futures = client.compute(list(graph(nodes, work).values()), optimize_graph=False)
-        for future in as_completed(futures, loop=client.loop):
+        for future in _as_completed(futures, check):
             error = future.exception()
             if error is None:
                 on_done(future.result())
@@ -100,6 +108,20 @@ def _run_local(nodes: Sequence[Node], work: Path, workers: int, on_done: OnDone)
                     "a smaller block_rows"
                 )
             raise WorkerError(f"{future.key} failed: {type(error).__name__}: {error}") from error
+
+
+def _as_completed(futures: Sequence[Future], check: Check) -> Iterator[Future]:
+    """Each future once it is done; Dask's own function of this name leaves no moment to check."""
+    done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(done.put)
+    for _ in futures:
+        future = None
+        while future is None:
+            check()
+            with suppress(queue.Empty):
+                future = done.get(timeout=_CHECK_SECONDS)
+        yield future
 
 
 _ALLOWED_FAILURES = 3

@@ -90,7 +90,7 @@ def run(
     workers = workers or len(os.sched_getaffinity(0))
     start = time.perf_counter()
     folder = Path(out).resolve()
-    with stoppable(), locked(folder), _EventLog(folder, on_event) as events:
+    with stoppable() as check, locked(folder), _EventLog(folder, on_event) as events:
         _make_work(folder)
         for owned in ("work", "data", "manifest"):
             sweep(folder / owned)
@@ -113,7 +113,7 @@ def run(
             )
             write_atomic(folder / ATTEMPT, described)
             try:
-                _execute(plan, folder, todo, executor, workers, events, ran)
+                _execute(plan, folder, todo, executor, workers, events, ran, check)
                 opened = open_manifest(folder)
                 break
             except (DamagedArtifactError, DamagedManifestError) as error:
@@ -222,7 +222,14 @@ def stage_report(label: str, kind: str, artifacts: Sequence[Artifact]) -> dict[s
 
 
 def _execute(
-    plan: Plan, folder: Path, todo: list[Any], executor: str, workers: int, events: _EventLog, ran: list[str]
+    plan: Plan,
+    folder: Path,
+    todo: list[Any],
+    executor: str,
+    workers: int,
+    events: _EventLog,
+    ran: list[str],
+    check: Callable[[], None],
 ) -> None:
     if not todo:
         return
@@ -238,7 +245,7 @@ def _execute(
         )  # fmt: skip
 
     try:
-        execute(todo, folder / "work", executor=executor, workers=min(workers, len(todo)), on_done=on_done)
+        execute(todo, folder / "work", executor=executor, workers=min(workers, len(todo)), on_done=on_done, check=check)
     except WorkerError as error:
         events("failed", error=str(error))
         raise

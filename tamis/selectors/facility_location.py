@@ -463,7 +463,7 @@ class _How:
     def _sparse(self, unit: Float32, terms: Terms) -> Selection:
         cells = make_cells(unit, probes=self.probes, threads=self.threads, device=self.device)
         found = nearest_neighbours(cells, self.neighbours, threads=self.threads, device=self.device)
-        return self._approximate(unit, cells, on_neighbours(*found, terms), terms, "sparse")
+        return self._approximate(unit, cells, found, on_neighbours(*found, terms), terms, "sparse")
 
     def _partitioned(self, unit: Float32, terms: Terms) -> Selection:
         cells = ranked_cells(unit, self.threads, self.device)
@@ -492,16 +492,22 @@ class _How:
             cells, max(1, self.neighbours // 2), candidates=proposed, threads=self.threads, device=self.device
         )
         trace = on_neighbours(*found, dataclasses.replace(terms, candidates=proposals), symmetric=False)
-        return self._approximate(unit, cells, trace, terms, "partitioned")
+        return self._approximate(unit, cells, found, trace, terms, "partitioned")
 
-    def _approximate(self, unit: Float32, cells: Cells, trace: Trace, terms: Terms, engine: str) -> Selection:
-        """Seek each row's nearest chosen one in the cells it probes, and among all where there is none."""
-        chosen = np.zeros(self.n, np.bool_)
-        chosen[trace.chosen] = True
-        nearest, best = nearest_neighbours(cells, 1, candidates=chosen, threads=self.threads)
-        rank = np.empty(self.n, np.int32)
+    def _approximate(
+        self, unit: Float32, cells: Cells, found: tuple[Int32, UInt16], trace: Trace, terms: Terms, engine: str
+    ) -> Selection:
+        """Seek each row's nearest chosen one in its list, else in the cells it probes, else among all."""
+        from tamis.embeddings._neighbours import nearest_chosen
+
+        rank = np.full(self.n, -1, np.int32)
         rank[trace.chosen] = np.arange(len(trace.chosen))
-        owner, similarity = np.where(nearest[:, 0] >= 0, rank[nearest[:, 0]], -1), best[:, 0]
+        owner, similarity = nearest_chosen(*found, rank)
+        probes = np.where(owner[cells.order, None] < 0, cells.probes, -1)
+        unlisted = dataclasses.replace(cells, probes=probes)
+        nearest, near = nearest_neighbours(unlisted, 1, candidates=rank >= 0, threads=self.threads)
+        seen = np.flatnonzero(nearest[:, 0] >= 0)
+        owner[seen], similarity[seen] = rank[nearest[seen, 0]], near[seen, 0]
         lost = np.flatnonzero(owner < 0)
         if len(lost) and len(trace.chosen):
             similarity[lost] = similarity_to(unit[lost], unit[trace.chosen], self.threads)

@@ -1,5 +1,6 @@
 """The main process is killed with SIGKILL, at random moments and at every named step of a commit; then rerun."""
 
+import contextlib
 import os
 import random
 import signal
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 import tamis
+from tamis.errors import StoppedError
+from tamis.pipelines.signals import stoppable
 
 RUN = [sys.executable, "-m", "tamis", "run"]
 
@@ -111,6 +114,27 @@ def test_stopped_by_a_signal(number, recipe_file, undisturbed, tmp_path, manifes
     assert b"the same command goes on from there" in errors
     tamis.run(recipe_file, out, executor="sync")
     assert manifest_bytes(out) == undisturbed[0]
+
+
+def test_a_signal_is_not_lost_where_its_exception_is():
+    with stoppable() as check:
+        check()  # nothing came yet
+        with contextlib.suppress(StoppedError):  # as a callback of the garbage collector does
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(StoppedError, match="SIGINT"):
+            check()
+
+
+def test_a_run_stops_where_the_exception_of_a_signal_is_lost(recipe_file, undisturbed, tmp_path):
+    def swallow(event):
+        with contextlib.suppress(StoppedError):
+            if event["event"] == "node":
+                signal.raise_signal(signal.SIGTERM)
+
+    for executor in ("sync", "local"):
+        with pytest.raises(StoppedError, match="SIGTERM"):
+            tamis.run(recipe_file, tmp_path / executor, executor=executor, on_event=swallow)
+        assert recorded(tmp_path / executor) < undisturbed[1]
 
 
 def workers_of(process):
