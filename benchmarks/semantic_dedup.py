@@ -1,10 +1,11 @@
 """How fast, and how completely, are near-duplicates found, against SemHash?
 
 A tenth of the rows are copies of others, turned away from them so that the cosine is anywhere from .96 to .999; both
-sides look for duplicates from cosine .95 on, in the same vectors. `cells` is what the `dedup` stage does by default:
-k-means, a cluster for 1,000 rows, exact within it; a pair that a cluster's boundary separates is not found, and in
-these vectors, which have fewer groups than there are clusters, boundaries separate many. `all` compares every row with
-every other, exactly: the stage with one cluster, and no limit to its size. SemHash asks an approximate index (HNSW, by
+sides look for duplicates from cosine .95 on, in the same vectors. `near_duplicates` is what the `dedup` stage does by
+default: k-means, a cluster for 1,000 rows, each row compared with the rows of its own cluster and of the three next
+nearest. `paper` compares it with those of its own only; a pair that a cluster's border separates is then not found,
+and in these vectors, which have fewer groups than there are clusters, borders separate many. `all` compares every row
+with every other. SemHash asks an approximate index (HNSW, by
 usearch), with its own settings. Each side runs in a process of its own, on one core; reading the vectors and starting
 is not timed. Copies found: those that were dropped, or whose original was. Pairs
 found: of all pairs from the threshold on that a sample of the rows has with any row (by brute force), those of which
@@ -15,7 +16,6 @@ not both were kept. Precision: dropped rows that have a kept row from the thresh
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -39,7 +39,7 @@ SIZES = ((100_000, 64), (100_000, 256), (1_000_000, 64))  # the last takes SemHa
 THRESHOLD, LOWEST, HIGHEST, SHARE = 0.95, 0.96, 0.999, 10
 # Fewer than clusters at any size, or the clusters would be the groups and separate nothing.
 CENTRES = 10
-ROWS_PER_CLUSTER, CELL_ROWS = 1000, 8192  # of the stage
+PROBES = 4  # of the stage
 ALL_ROWS = 100_000  # up to which all rows are compared with all
 SAMPLE = 1000
 SLACK = 1e-5  # both sides' own rounding at the threshold is not what is measured
@@ -100,38 +100,24 @@ def planted(n: int, d: int, seed: int = 0) -> tuple[Float32, Int64]:
     return X, origin
 
 
-def deduplicate(X: Float32, rows_per_cluster: int, cell_rows: int) -> Int64:
-    """The row that stands for each, found as the `dedup` stage finds it, in one process."""
-    from tamis.embeddings.kmeans import assign, fit_spherical
-    from tamis.pipelines.stages import dedup
-    from tamis.pipelines.state import evenly_spaced
-    from tamis.selectors.dedup import near_pairs, resolve_pairs, resolve_rows
+def deduplicate(X: Float32, probes: int) -> Int64:
+    """The row that stands for each; with 0 probes every row is compared with every other."""
+    from tamis.selectors import near_duplicates, near_pairs, resolve_pairs
 
-    rows = np.arange(len(X))
-    eps = 1 - THRESHOLD
     with _measure.one_thread():
-        sample = X[evenly_spaced(rows, 100_000)]
-        centroids = fit_spherical(sample, math.ceil(len(X) / rows_per_cluster), iterations=10, seed=0)
-        labels, _ = assign(X, centroids)
-        kept_of = rows.copy()
-        for group in dedup.grouped(rows, labels):
-            for cell in dedup.split_group(group, cell_rows, 0, X.__getitem__):
-                unit = X[cell]
-                pairs = near_pairs(unit, THRESHOLD, limit=dedup._PAIRS_PER_ROW * len(cell))
-                if pairs is None:
-                    representative, _ = resolve_rows(unit, eps, cell)
-                else:
-                    representative, _ = resolve_pairs(len(cell), *pairs, eps, cell)
-                kept_of[cell] = cell[representative]
-    return kept_of
+        if probes:
+            return near_duplicates(X, 1 - THRESHOLD, probes=probes)[0]
+        pairs = near_pairs(X, THRESHOLD)
+        assert pairs is not None  # there is no limit
+        return resolve_pairs(len(X), *pairs, 1 - THRESHOLD, np.arange(len(X)))[0]
 
 
-def load(path: str, rows_per_cluster: int, cell_rows: int) -> tuple[Float32, int, int]:
+def load(path: str, probes: int) -> tuple[Float32, int]:
     """The vectors, with everything compiled."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     X = np.load(path)
-    deduplicate(X[:500], 100, 400)
-    return X, rows_per_cluster, cell_rows
+    deduplicate(X[:2000], probes)
+    return X, probes
 
 
 def quality(X: Float32, origin: Int64, kept_of: Int64) -> dict[str, float]:
@@ -161,9 +147,9 @@ def measure(n: int, d: int, repeat: int, folder: Path) -> dict[str, Any]:
     np.save(path, X)
     found: dict[str, Any] = {}
 
-    def ours(side: str, rows_per_cluster: int, cell_rows: int) -> Callable[[], _measure.Seconds]:
+    def ours(side: str, probes: int) -> Callable[[], _measure.Seconds]:
         def run() -> _measure.Seconds:
-            found[side] = _measure.in_child(deduplicate, load, str(path), rows_per_cluster, cell_rows)
+            found[side] = _measure.in_child(deduplicate, load, str(path), probes)
             return _measure.Seconds(found[side].seconds)
 
         return run
@@ -172,9 +158,9 @@ def measure(n: int, d: int, repeat: int, folder: Path) -> dict[str, Any]:
         found["theirs"] = _peers.run(python, SEMHASH, path, theirs_path, THRESHOLD)
         return _measure.Seconds(found["theirs"]["seconds"])
 
-    sides = {"cells": ours("cells", ROWS_PER_CLUSTER, CELL_ROWS), "theirs": theirs}
+    sides = {"near_duplicates": ours("near_duplicates", PROBES), "paper": ours("paper", 1), "theirs": theirs}
     if n <= ALL_ROWS:
-        sides["all"] = ours("all", n, n)
+        sides["all"] = ours("all", 0)
     times = _measure.alternate(sides, repeat)
     mine = [side for side in sides if side != "theirs"]
     return {

@@ -50,25 +50,31 @@ def fit_spherical(sample: Matrix, n_clusters: int, *, iterations: int, seed: int
     return np.where(norms > 0, centroids / np.where(norms > 0, norms, 1), sample[:k]).astype(np.float32)
 
 
-def assign(vectors: Matrix, centroids: Matrix) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Assign unit vectors to the nearest centroid by cosine, ties to the lowest cluster.
+def assign(vectors: Matrix, centroids: Matrix, count: int = 1) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Assign unit vectors to the nearest centroids by cosine, ties to the lowest cluster.
 
     Args:
         vectors: float32[n, d] unit rows.
         centroids: float32[k, d] unit rows.
+        count: How many of the nearest to name; clipped to k.
 
     Returns:
-        int32[n] clusters and float32[n] cosine distances 1 - cos in [0, 2].
+        int32[n, count] clusters, nearest first, and float32[n] cosine distances 1 - cos in [0, 2] to the nearest.
     """
+    from tamis.embeddings import _neighbours
+
     block = max(1, _TILE_ELEMENTS // len(centroids))
-    labels = np.empty(len(vectors), np.int32)
+    near = np.empty((len(vectors), min(count, len(centroids))), np.int32)
     distance = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), block):
         similarity = vectors[start : start + block] @ centroids.T
-        best = similarity.argmax(axis=1)
-        labels[start : start + block] = best
+        if count == 1:  # numpy's is quicker
+            near[start : start + block, 0] = similarity.argmax(axis=1)
+        else:
+            _neighbours.top_columns(similarity, np.ones(len(centroids), np.float32), near[start : start + block])
+        best = near[start : start + block, 0]
         distance[start : start + block] = 1 - similarity[np.arange(len(best)), best]
-    return labels, np.clip(distance, 0, 2)
+    return near, np.clip(distance, 0, 2)
 
 
 def fit_on_grid(

@@ -24,6 +24,7 @@ from tamis.selectors.ingenious import draw, draw_shares, ingenious, overlap_diag
 from tamis.selectors.k_center import k_center
 from tamis.selectors.log_det import log_det
 from tamis.selectors.loss import drop_by_loss
+from tamis.selectors.near_duplicates import near_duplicates
 from tamis.selectors.reference import submodlib_selection
 from tamis.selectors.selection import Selection, as_unit_rows, resolve_budget
 from tamis.selectors.shares import largest_remainder
@@ -69,6 +70,7 @@ __all__ = [
     "largest_remainder",
     "log_det",
     "merge_rankings",
+    "near_duplicates",
     "near_pairs",
     "on_graph",
     "on_kernel",

@@ -68,8 +68,11 @@ def collect_pairs(
     tile: Float32,
     X: Float32,
     squares: Float64,
+    Y: Float32,
+    Y_squares: Float64,
     row: int,
     column: int,
+    upper: bool,
     margin: float,
     floor: float,
     i: Int64,
@@ -79,11 +82,14 @@ def collect_pairs(
     """List the pairs of one block whose cosine is at least the floor.
 
     Args:
-        tile: float32[a, b], the products of rows row .. row + a - 1 with rows column .. column + b - 1.
+        tile: float32[a, b], the products of rows row .. row + a - 1 of X with rows column .. column + b - 1 of Y.
         X: float32[m, d].
         squares: float64[m], squared lengths.
+        Y: float32[k, d], the other side of the pairs; may be X.
+        Y_squares: float64[k], squared lengths.
         row: First row of the block.
-        column: First column, equal to `row` in a block on the diagonal (whose upper half is read) or above it.
+        column: First column.
+        upper: Whether only the products above the diagonal are read: a block of rows with themselves.
         margin: How far a product may be from the cosine.
         floor: Lowest cosine to list.
         i: int64[a * b], the list, changed in place; so are `j` and `cosine`.
@@ -98,13 +104,13 @@ def collect_pairs(
     found = 0
     for a in range(height):
         products = tile[a]
-        for b0 in range(a + 1 if row == column else 0, width, _CHUNK):
+        for b0 in range(a + 1 if upper else 0, width, _CHUNK):
             b1 = min(width, b0 + _CHUNK)
             if not _any_from(products, b0, b1, cut):
                 continue
             for b in range(b0, b1):
                 if products[b] >= cut:
-                    c = _cosine(X[row + a], X[column + b], squares[row + a], squares[column + b])
+                    c = _cosine(X[row + a], Y[column + b], squares[row + a], Y_squares[column + b])
                     if c >= floor:
                         i[found] = row + a
                         j[found] = column + b

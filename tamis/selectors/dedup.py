@@ -59,9 +59,9 @@ def exact_duplicates(keys: npt.NDArray[np.bytes_] | npt.NDArray[np.uint8], order
 
 
 def near_pairs(
-    X_unit: Float32, floor: float, block: int = 512, limit: int | None = None
+    X_unit: Float32, floor: float, block: int = 512, limit: int | None = None, others: Float32 | None = None
 ) -> tuple[Int64, Int64, Float64] | None:
-    """All pairs of rows of one group whose cosine is at least the floor.
+    """All pairs of rows of one group, or of one group with another, whose cosine is at least the floor.
 
     Cosines are computed in float64 in a fixed order, and are exactly 1 for equal rows. Products of blocks in
     float32 only say which pairs to look at, with a margin above their worst error; so the result depends on no
@@ -73,10 +73,11 @@ def near_pairs(
         block: Rows a side of the blocks that the products are computed in; memory is 28 * block^2 bytes and the
             pairs.
         limit: The most pairs to report; None for no limit.
+        others: float32[k, d], likewise: pairs of a row with one of these; None for pairs among the rows.
 
     Returns:
-        i, j (int64, i < j) and their cosine (float64, at most 1), sorted by (i, j); None where there are more
-        than `limit`.
+        i (int64, a row), j (int64, one of the others; among the rows i < j) and their cosine (float64, at most 1),
+        sorted by (i, j); None where there are more than `limit`.
 
     Raises:
         RecipeError: The floor or the block is out of range.
@@ -86,18 +87,22 @@ def near_pairs(
 
     from tamis.selectors import _pairs  # numba takes half a second to load
 
-    m = len(X_unit)
+    Y = X_unit if others is None else others
     squares = _pairs.squared_lengths(X_unit)
-    side = max(1, min(block, m))
+    Y_squares = squares if others is None else _pairs.squared_lengths(Y)
+    side = max(1, min(block, max(len(X_unit), len(Y))))
     products = np.empty(side * side, np.float32)
     i, j, cosine = np.empty(side * side, np.int64), np.empty(side * side, np.int64), np.empty(side * side)
     found: list[tuple[Int64, Int64, Float64]] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     total = 0
     with one_blas_thread():
-        for row in range(0, m, side):
-            for column in range(row, m, side):
-                tile = _product(X_unit[row : row + side], X_unit[column : column + side], products)
-                count = _pairs.collect_pairs(tile, X_unit, squares, row, column, _margin(X_unit), floor, i, j, cosine)
+        for row in range(0, len(X_unit), side):
+            for column in range(row if others is None else 0, len(Y), side):
+                tile = _product(X_unit[row : row + side], Y[column : column + side], products)
+                upper = others is None and row == column
+                count = _pairs.collect_pairs(
+                    tile, X_unit, squares, Y, Y_squares, row, column, upper, _margin(X_unit), floor, i, j, cosine
+                )
                 total += count
                 if limit is not None and total > limit:
                     return None

@@ -72,8 +72,8 @@ def duqgen(
         sample = unit[np.sort(rng.choice(n, _SAMPLE_PER_CLUSTER * wanted, replace=False))]
     seed = int(rng.integers(2**31 - 2))
     with one_blas_thread():
-        labels, distance = assign(unit, fit_spherical(sample, wanted, iterations=_ITERATIONS, seed=seed))
-    _, cluster, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        near, distance = assign(unit, fit_spherical(sample, wanted, iterations=_ITERATIONS, seed=seed))
+    _, cluster, sizes = np.unique(near[:, 0], return_inverse=True, return_counts=True)
     shares = cluster_shares(sizes, count)
 
     # The largest of logit + Gumbel noise, then the next, are draws without replacement from the softmax.

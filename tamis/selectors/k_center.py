@@ -75,7 +75,8 @@ def k_center(X: npt.ArrayLike, *, budget: int | float, start: int | None = None)
     chosen, gains = chosen[:count].copy(), distances[:count].copy()
     gains[0] = gains[1] if count > 1 else radius
     with one_blas_thread():
-        nearest, distance = assign(unit, unit[chosen])
+        near, distance = assign(unit, unit[chosen])
+        nearest = near[:, 0]
     nearest[chosen] = np.arange(count)
     distance[chosen] = 0.0
     weights = np.bincount(nearest, minlength=count).astype(np.float32)

@@ -11,7 +11,9 @@ import pytest
 import tamis
 from tamis.errors import DataError, RecipeError
 from tamis.pipelines.stages import dedup
+from tamis.selectors import near_duplicates as near_duplicates_of
 from tamis.selectors.dedup import exact_duplicates, near_pairs, resolve_pairs, resolve_rows
+from tamis.selectors.near_duplicates import cell_pairs, make_cells, receiving_clusters, split_group
 from tamis.selectors.selection import as_unit_rows
 
 
@@ -116,6 +118,20 @@ def test_pairs_are_bit_for_bit_the_same_in_blocks_of_any_size(d):
     i, j, cosine = near_pairs(X[order], 0.9)
     found = {(min(a, b), max(a, b)): c for a, b, c in zip(order[i], order[j], cosine, strict=True)}
     assert found == {(a, b): c for a, b, c in zip(*expected, strict=True)}
+
+
+@pytest.mark.parametrize("block", [7, 64, 512])
+def test_near_pairs_with_others_are_the_pairs_of_both_together(block):
+    X = alike(180, 12, 4)
+    i, j, cosine = near_pairs(X, 0.8)
+    across = (i < 70) & (j >= 70)
+    found = near_pairs(X[:70], 0.8, block, others=X[70:])
+    for part, expected in zip(found, (i[across], j[across] - 70, cosine[across]), strict=True):
+        np.testing.assert_array_equal(part, expected)
+    assert len(found[0]) > 50
+    assert near_pairs(X[:70], 0.8, block, limit=len(found[0]) - 1, others=X[70:]) is None
+    assert [len(part) for part in near_pairs(X[:0], 0.8, others=X)] == [0, 0, 0]
+    assert [len(part) for part in near_pairs(X, 0.8, others=X[:0])] == [0, 0, 0]
 
 
 def test_near_pairs_edges():
@@ -298,7 +314,7 @@ def test_a_large_group_is_split_into_cells(limit):
         asked.append(len(some))
         return X[some - 1000]
 
-    cells = dedup.split_group(rows, limit, 5, load)
+    cells = split_group(rows, limit, 5, load)
     assert len(cells) > 1
     np.testing.assert_array_equal(np.sort(np.concatenate(cells)), rows)
     assert all((np.diff(cell) > 0).all() for cell in cells)
@@ -308,15 +324,15 @@ def test_a_large_group_is_split_into_cells(limit):
     assert sum(np.isin(equal + 1000, cell).any() for cell in cells) == 1
     # At most the sample, or so many rows as a cell may have, are loaded at a time.
     assert max(asked) <= max(limit, 64 * math.ceil(600 / limit))
-    again = dedup.split_group(rows, limit, 5, load)
+    again = split_group(rows, limit, 5, load)
     assert [cell.tolist() for cell in cells] == [cell.tolist() for cell in again]
 
 
 def test_a_group_of_equal_rows_is_not_split():
     X = np.tile(as_unit_rows(np.array([[3.0, 4.0]])), (50, 1))
     rows = np.arange(50)
-    assert [cell.tolist() for cell in dedup.split_group(rows, 10, 0, X.__getitem__)] == [rows.tolist()]
-    assert [cell.tolist() for cell in dedup.split_group(rows, 50, 0, X.__getitem__)] == [rows.tolist()]
+    assert [cell.tolist() for cell in split_group(rows, 10, 0, X.__getitem__)] == [rows.tolist()]
+    assert [cell.tolist() for cell in split_group(rows, 50, 0, X.__getitem__)] == [rows.tolist()]
 
 
 @pytest.fixture
@@ -334,7 +350,7 @@ def near(tmp_path):
             "dataset": {"path": str(tmp_path / "rows.parquet"), "id": "id", "text": "text"},
             "stages": [
                 {"kind": "embed", "encoder": f"vectors: {tmp_path / 'v.npy'}"},
-                {"kind": "dedup", "n_clusters": 3, **options},
+                {"kind": "dedup", "n_clusters": 3, "probes": 1, **options},
             ],
         }
         done = tamis.run(recipe, tmp_path / folder, executor="sync")
@@ -353,7 +369,7 @@ def test_stored_pairs_and_vectors_give_the_same_duplicates(near, monkeypatch, wh
     assert facts["rows_without_stored_pairs"] == 0
     assert facts["pairs"] > 100
     assert facts["near_duplicates"] == len(stored) > 20
-    monkeypatch.setattr(dedup, "_PAIRS_PER_ROW", 0)
+    monkeypatch.setattr(dedup, "PAIRS_PER_ROW", 0)
     swept, facts = near(X, "swept", eps=eps, which_to_keep=which)
     assert facts["rows_without_stored_pairs"] == 250
     assert facts["pairs"] == 0
@@ -366,7 +382,7 @@ def test_the_split_of_large_clusters_is_in_the_facts(near, monkeypatch):
     X = alike(250, 10, 2)
     whole, facts = near(X, "whole", eps=0.1)
     assert (facts["cells"], facts["clusters_split"]) == (3, 0)
-    monkeypatch.setattr(dedup, "_CELL_ROWS", 60)
+    monkeypatch.setattr(dedup, "CELL_ROWS", 60)
     split, facts = near(X, "split", eps=0.1)
     assert facts["clusters_split"] == 3
     assert facts["cells"] > 4
@@ -377,3 +393,87 @@ def test_the_split_of_large_clusters_is_in_the_facts(near, monkeypatch):
     for item in split:
         assert item["score"] == pytest.approx(unit[item["row"]] @ unit[item["kept_row"]], abs=1e-6)
         assert item["score"] >= 0.9
+
+
+def test_duplicates_across_the_borders_of_clusters_are_found(near):
+    X = alike(250, 10, 2)
+    # Every row looks into all three clusters, so that the result is that of all rows with all.
+    everywhere, facts = near(X, "everywhere", eps=0.1, probes=3, which_to_keep="random")
+    own, _ = near(X, "own", eps=0.1, probes=1, which_to_keep="random")
+    assert facts["pairs_across_clusters"] > 0
+    assert len(everywhere) > len(own)
+    i, j, _ = near_pairs(as_unit_rows(X), 0.9)
+    dropped = {item["row"] for item in everywhere}
+    kept = np.array([row not in dropped for row in range(250)])
+    assert not (kept[i] & kept[j]).any()
+    assert all(kept[item["kept_row"]] for item in everywhere)
+
+
+@pytest.mark.parametrize("shard_rows", [16, 40, 10_000])
+def test_a_cluster_with_many_visitors_is_read_in_parts(near, monkeypatch, shard_rows):
+    X = alike(250, 10, 2)
+    expected = near(X, "expected", eps=0.1, probes=2)
+    monkeypatch.setattr(dedup, "_SHARD_ROWS", shard_rows)
+    monkeypatch.setattr(dedup, "_HELD_ROWS", 2 * shard_rows)
+    assert near(X, "parts", eps=0.1, probes=2) == expected
+
+
+@pytest.mark.parametrize(("probes", "cell_rows"), [(1, 100), (2, 100), (4, 100), (6, 100), (4, 30)])
+def test_each_pair_of_a_row_and_a_cluster_that_it_looks_into_is_given_once(probes, cell_rows):
+    X = alike(300, 10, 7)
+    rng = np.random.default_rng(0)
+    near = np.stack([rng.permutation(6)[:probes] for _ in range(300)]).astype(np.int32)
+    receiving = receiving_clusters(near, cell_rows)
+    given = []
+    for cell in make_cells(near, cell_rows, 0, X.__getitem__):
+        some = np.array_split(cell.visitors, 3)
+        i, j, _ = cell_pairs(cell, X[cell.rows], [(part, X[part]) for part in some], near, receiving, 0.7, 10_000)
+        given += list(zip(i.tolist(), j.tolist(), strict=True))
+    assert len(given) == len(set(given))
+    assert all(i < j for i, j in given)
+    expected = {
+        (i, j)
+        for i, j in zip(*(part.tolist() for part in near_pairs(X, 0.7)[:2]), strict=True)
+        if near[i, 0] == near[j, 0] or (near[i, 0] in near[j]) or (near[j, 0] in near[i])
+    }
+    if receiving.all():
+        assert set(given) == expected
+    else:
+        assert 0 < len(given) < len(expected)
+
+
+@pytest.mark.parametrize("which", ["hard", "easy", "random"])
+def test_near_duplicates_with_all_clusters_leave_no_pair(which):
+    X = 3.0 * alike(400, 10, 5)
+    kept_of, cosine = near_duplicates_of(X, 0.1, which_to_keep=which, n_clusters=5, probes=5)
+    kept = kept_of == np.arange(400)
+    i, j, _ = near_pairs(as_unit_rows(X), 0.9)
+    assert not (kept[i] & kept[j]).any()
+    assert kept[kept_of].all()
+    assert (cosine[~kept] >= 0.9).all()
+    assert (cosine[kept] == 1).all()
+    again = near_duplicates_of(X, 0.1, which_to_keep=which, n_clusters=5, probes=5)
+    np.testing.assert_array_equal(again[0], kept_of)
+    paper = near_duplicates_of(X, 0.1, which_to_keep=which, n_clusters=5, probes=1)[0]
+    assert 0 < np.count_nonzero(paper != np.arange(400)) < np.count_nonzero(~kept)
+
+
+def test_near_duplicates_of_rows_that_are_all_alike_take_no_pairs():
+    X = np.tile(np.array([[3.0, 4.0]]), (9_000, 1))
+    kept_of, cosine = near_duplicates_of(X, 0.01)
+    assert len(np.unique(kept_of)) == 1
+    assert (cosine == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": -0.1}, "eps"),
+        ({"which_to_keep": "best"}, "which_to_keep 'best' is not one of"),
+        ({"probes": 0}, "probes 0"),
+        ({"n_clusters": 0}, "n_clusters 0"),
+    ],
+)
+def test_near_duplicates_say_what_is_allowed(options, message):
+    with pytest.raises(RecipeError, match=message):
+        near_duplicates_of(np.eye(3), **options)

@@ -7,13 +7,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tamis.embeddings.kmeans import assign as nearest
 from tamis.embeddings.kmeans import fit_spherical
 from tamis.errors import DataError
 from tamis.pipelines.node import Inputs, Node, Output, Task
-from tamis.pipelines.state import alive_rows, effect, evenly_spaced, matrix_of, vector_column, vectors
+from tamis.pipelines.state import Rows, alive_rows, effect, evenly_spaced, matrix_of, vector_column, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +46,9 @@ def add_clusters(
     add: Add,
     stage: str,
     alive: Node | None = None,
+    probes: int = 1,
 ) -> tuple[Node, list[Node]]:
-    """Add the nodes that fit centroids and assign each embedding block; dedup and cluster share them."""
+    """Add the nodes that fit centroids and name each row's nearest clusters; dedup and cluster share them."""
     alive = alive or flow.alive
     embeddings = flow.need_embeddings(stage)
     centroids = add(
@@ -55,7 +57,7 @@ def add_clusters(
         {"embeddings": embeddings, "alive": [alive]},
     )
     assigned = [
-        add("cluster.assign", {}, {"embeddings": [block], "centroids": [centroids]}, part=part)
+        add("cluster.assign", {"probes": probes}, {"embeddings": [block], "centroids": [centroids]}, part=part)
         for part, block in enumerate(embeddings)
     ]
     return centroids, assigned
@@ -75,40 +77,39 @@ def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
     return Output(pa.table({"vector": vector_column(centroids)}), facts)
 
 
-def assign(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
-    """Assign one block's rows to their nearest centroid."""
+def assign(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Name the clusters nearest to each of one block's rows, and the distance to the nearest."""
     block = inputs.open(inputs.one("embeddings"))
-    labels, distance = nearest(matrix_of(block), matrix_of(inputs.table("centroids")))
+    near, distance = nearest(matrix_of(block), matrix_of(inputs.table("centroids")), params["probes"])
+    clusters = pa.FixedSizeListArray.from_arrays(pa.array(near.reshape(-1), pa.int32()), near.shape[1])
     data = {
         "row": block["row"].combine_chunks(),
-        "cluster": pa.array(labels, pa.int32()),
+        "clusters": clusters,
         "cluster_dist": pa.array(distance, pa.float32()),
     }
     return Output(pa.table(data), {"block_rows": inputs.one("embeddings").facts["block_rows"]})
 
 
-def assignments(inputs: Inputs) -> tuple[np.ndarray[Any, np.dtype[np.int64]], ...]:
-    """Put the blocks' assignments together: rows, clusters, distances, rows ascending."""
+def assignments(inputs: Inputs, alive: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Each row's nearest clusters, int32[n, p], its own first, and the distance to its own, float32[n]."""
     rows, clusters, distances, start = [], [], [], 0
     for item in inputs.all("assigned"):
         table = inputs.open(item)
         rows.append(table["row"].to_numpy().astype(np.int64) + start)
-        clusters.append(table["cluster"].to_numpy())
+        clusters.append(matrix_of(table, "clusters"))
         distances.append(table["cluster_dist"].to_numpy())
         start += item.facts["block_rows"]
-    return np.concatenate(rows), np.concatenate(clusters), np.concatenate(distances)
+    at = np.searchsorted(np.concatenate(rows), alive)
+    return np.concatenate(clusters)[at], np.concatenate(distances)[at]  # type: ignore[return-value]
 
 
 def gather(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
     """Gather the blocks' assignments of the rows that are still in."""
     alive = alive_rows(inputs)
-    rows, clusters, distances = assignments(inputs)
-    at = np.searchsorted(rows, alive)
-    columns = {
-        "cluster": pa.array(clusters[at], pa.int32()),
-        "cluster_dist": pa.array(distances[at], pa.float32()),
-    }
-    sizes = np.bincount(clusters[at], minlength=inputs.one("centroids").rows)
+    near, distances = assignments(inputs, alive)
+    clusters = near[:, 0]
+    columns = {"cluster": pa.array(clusters, pa.int32()), "cluster_dist": pa.array(distances, pa.float32())}
+    sizes = np.bincount(clusters, minlength=inputs.one("centroids").rows)
     facts = {
         "n_clusters": inputs.one("centroids").facts["n_clusters"],
         "k_effective": inputs.one("centroids").facts["k_effective"],
@@ -120,6 +121,6 @@ def gather(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
 
 TASKS = {
     "fit": Task(fit, libraries=("faiss",), packages=("faiss-cpu",)),
-    "assign": Task(assign),
+    "assign": Task(assign, version=2),
     "gather": Task(gather),
 }
