@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from tamis.pipelines.recipe import Recipe, load_recipe
     from tamis.pipelines.run import Run, run
     from tamis.training.data import WithIndex
-    from tamis.training.samplers import InfoBatchSampler, ManifestSampler, SeTaSampler
+    from tamis.training.samplers import InfoBatchSampler, IngeniousSampler, ManifestSampler, SeTaSampler
     from tamis.training.trainer import train
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "InfoBatchSampler": "tamis.training.samplers",
+    "IngeniousSampler": "tamis.training.samplers",
     "Manifest": "tamis.manifests.reader",
     "ManifestSampler": "tamis.training.samplers",
     "Recipe": "tamis.pipelines.recipe",
@@ -37,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "InfoBatchSampler",
+    "IngeniousSampler",
     "Manifest",
     "ManifestSampler",
     "Recipe",

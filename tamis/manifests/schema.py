@@ -89,9 +89,14 @@ AUDIT = pa.schema(
         _field("reason", pa.uint16()),
         _field("kept_row", pa.int64(), nullable=True),
         _field("score", pa.float64(), nullable=True),
+        _field("partition", pa.int32(), nullable=True),
     ]
 )
-"""One row per input row, in row order. `stage` and `reason` are positions in the record's lists."""
+"""One row per input row, in row order. `stage` and `reason` are positions in the record's lists.
+
+`partition` names, where INGENIOUS drew the subset, the partition that each row was ranked in; `score` is then the gain
+of a row that was not drawn.
+"""
 
 
 def select_schema(scores: Iterable[str]) -> pa.Schema:

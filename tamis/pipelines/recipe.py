@@ -129,6 +129,13 @@ class DedupConfig(_Frozen):
         "auto", description="Clusters in which pairs are sought; auto: one for 1,000 rows."
     )
     fit_rows: int = Field(100_000, ge=1, description="Rows that the clusters are fitted on.")
+    probes: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Clusters in which a row seeks near duplicates: its own and the next nearest; 1, its own, is the "
+        "paper's method, which loses pairs that a cluster's border separates.",
+    )
 
     @field_validator("n_clusters")
     @classmethod
@@ -169,10 +176,20 @@ class ScoreConfig(_Frozen):
         None, description="proxy: multinomial logistic regression on the embeddings, out of fold."
     )
     from_: str | None = Field(
-        None, alias="from", description="A table with sample ids and losses: parquet, Arrow, CSV or JSONL."
+        None,
+        alias="from",
+        description="A table with sample ids and losses (parquet, Arrow, CSV or JSONL), or the folder of a training, "
+        "whose ledger it then is.",
     )
-    column: str = Field("loss", description="The column of the losses in that table.")
+    column: str = Field(
+        "auto", description="The column of the losses in that table; auto: loss, or last_loss of a training ledger."
+    )
     id_column: str = Field("sample_id", description="The column of the sample ids in that table.")
+    missing: Literal["refuse", "median"] = Field(
+        "refuse",
+        description="What a row gets that the table has no loss for; median: that of the losses that there are, so "
+        "that a training on a part of the rows can be learned from.",
+    )
     folds: int = Field(5, ge=2, le=50, description="Folds of the proxy.")
     c: float = Field(10.0, gt=0.0, description="Inverse regularisation strength of the proxy (scikit-learn's C).")
     min_accuracy: Literal["majority"] | float = Field(
@@ -184,7 +201,9 @@ class ScoreConfig(_Frozen):
     def _one_source(self) -> ScoreConfig:
         if (self.method is None) == (self.from_ is None):
             raise ValueError("give either `method: proxy` or `from: FILE`")
-        _refuse_foreign(self, ("folds", "c", "min_accuracy") if self.method is None else ("column", "id_column"))
+        _refuse_foreign(
+            self, ("folds", "c", "min_accuracy") if self.method is None else ("column", "id_column", "missing")
+        )
         return self
 
 

@@ -28,14 +28,17 @@ class EpochPlan:
     """The samples of one epoch.
 
     Attributes:
-        indices: int64 [m], ascending and unique: which samples take part. Shuffling is the sampler's part.
+        indices: int64 [m], unique: which samples take part. Ascending, because shuffling is the sampler's part,
+            except where `ordered`.
         weights: float32 [m], the factor of each one's loss (1 where the policy does not reweigh).
         groups: How many loss groups the policy told apart; 0 where it made none.
+        ordered: Whether the samples are to be trained on in this order, and not shuffled.
     """
 
     indices: NDArray[np.int64]
     weights: NDArray[np.float32]
     groups: int = 0
+    ordered: bool = False
 
 
 class Policy(Protocol):
@@ -53,13 +56,7 @@ class Policy(Protocol):
 
 
 def kmeans_1d(values: NDArray[np.floating[Any]], groups: int) -> NDArray[np.int64]:
-    """Splits numbers into groups of least squared distance to their group's mean, exactly.
-
-    In one dimension the best groups are intervals of the sorted values, so dynamic programming over the
-    distinct values finds the optimum; the best split point moves monotonically, so that each layer is solved
-    by divide and conquer. m distinct values take O(groups m log m) steps after the sort, and 4 groups m bytes.
-    Equal values never part. Sums are float64, of centred values: splits whose errors differ by less than their
-    rounding count as equal.
+    """Splits numbers into groups of least squared distance to their group's mean, exactly (see `group_bounds`).
 
     Args:
         values: float [n], finite.
@@ -67,8 +64,32 @@ def kmeans_1d(values: NDArray[np.floating[Any]], groups: int) -> NDArray[np.int6
 
     Returns:
         int64 [n], each value's group: 0 holds the lowest values (easy), the highest number the largest
-        (hard). Every group from 0 to the highest number has a member. Among equally good splits, the lower
-        groups are the smaller.
+        (hard). Every group from 0 to the highest number has a member.
+
+    Raises:
+        RecipeError: `groups` is below 1.
+        DataError: A value is NaN or infinite, or the array is not one-dimensional.
+    """
+    bounds = group_bounds(values, groups)
+    return np.searchsorted(bounds, np.asarray(values), side="right") - 1
+
+
+def group_bounds(values: NDArray[np.floating[Any]], groups: int) -> NDArray[np.floating[Any]]:
+    """The least value of each group of exact 1-D k-means.
+
+    In one dimension the best groups are intervals of the sorted values, so dynamic programming over the
+    distinct values finds the optimum. Where there are many, branch and bound on a coarse grid first narrows the
+    positions at which a group of the optimum can begin; after the sort that takes little more than a few passes over
+    the values, and 32 bytes for each. Equal values never part. Sums are float64, of centred values: splits whose
+    errors differ by less than their rounding count as equal.
+
+    Args:
+        values: float [n], finite.
+        groups: How many groups to make, at least 1.
+
+    Returns:
+        Ascending, of the values' dtype; as many as there are groups, fewer where there are fewer distinct values.
+        Among equally good splits, the lower groups are the smaller.
 
     Raises:
         RecipeError: `groups` is below 1.
@@ -76,24 +97,28 @@ def kmeans_1d(values: NDArray[np.floating[Any]], groups: int) -> NDArray[np.int6
     """
     if groups < 1:
         raise RecipeError(f"groups is {groups}; it must be at least 1")
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1:
-        raise DataError(f"values have shape {values.shape}; one dimension is needed")
-    if not np.isfinite(values).all():
-        raise DataError(f"values {np.flatnonzero(~np.isfinite(values))[:10].tolist()} are NaN or infinite")
-    if values.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    distinct, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    given = np.asarray(values)
+    if given.dtype.kind != "f":
+        given = given.astype(np.float64)
+    if given.ndim != 1:
+        raise DataError(f"values have shape {given.shape}; one dimension is needed")
+    if not np.isfinite(given).all():
+        raise DataError(f"values {np.flatnonzero(~np.isfinite(given))[:10].tolist()} are NaN or infinite")
+    ordered = np.sort(given)
+    new = np.flatnonzero(np.concatenate((np.ones(min(1, ordered.size), np.bool_), ordered[1:] != ordered[:-1])))
+    distinct = ordered[new]
+    if distinct.size <= groups:
+        return distinct
+    mass = np.diff(np.append(new, ordered.size)).astype(np.float64)
     # Squares of centred, scaled values neither overflow nor cancel.
-    points = distinct / max(float(np.abs(distinct).max()), np.finfo(np.float64).tiny)
-    mass = counts.astype(np.float64)
-    points = points - np.average(points, weights=mass)
+    points = distinct.astype(np.float64)
+    points /= max(float(np.abs(points[[0, -1]]).max()), np.finfo(np.float64).tiny)
+    points -= np.average(points, weights=mass)
 
     from tamis.selectors import _intervals  # numba takes half a second to load
 
-    starts = _intervals.interval_starts(points, mass, min(groups, points.size))
-    labels = np.searchsorted(starts, np.arange(points.size), side="right") - 1
-    return labels[which].astype(np.int64)
+    bounds: NDArray[np.floating[Any]] = distinct[_intervals.interval_starts(points, mass, groups)]
+    return bounds
 
 
 def seta_window(epoch: int, num_group: int, window_scale: float, rule: str = "paper") -> tuple[int, int]:
@@ -188,12 +213,14 @@ def seta(
         # The window is still computed, so that its options are checked from the first epoch on.
         seta_window(epoch, num_group, window_scale, rule)
         return _unweighted(drawn)
-    labels = kmeans_1d(np.asarray(scores)[drawn[graded]], num_group)
-    groups = int(labels.max()) + 1
-    start, stop = seta_window(epoch, min(num_group, groups), window_scale, rule)
+    losses = np.asarray(scores)[drawn[graded]]
+    bounds = group_bounds(losses, num_group)
+    start, stop = seta_window(epoch, min(num_group, bounds.size), window_scale, rule)
     keep = np.ones(drawn.size, dtype=bool)
-    keep[graded] = (labels >= start) & (labels < stop)
-    return _unweighted(drawn[keep], groups)
+    keep[graded] = losses >= bounds[start]
+    if stop < bounds.size:
+        keep[graded] &= losses < bounds[stop]
+    return _unweighted(drawn[keep], bounds.size)
 
 
 def infobatch(
@@ -270,6 +297,91 @@ def random(
     return _unweighted(_uniform(_known(scores, seen).size, prune_ratio, rng))
 
 
+def hard_first(
+    scores: NDArray[np.floating[Any]],
+    seen: NDArray[np.integer[Any]],
+    epoch: int,
+    rng: np.random.Generator,  # noqa: ARG001 - one shape for all policies
+    *,
+    epochs: int,
+    prune_ratio: float = 0.5,
+    delta: float = 0.875,
+) -> EpochPlan:
+    """The greedy baseline: the samples of the highest last losses, until the last epochs.
+
+    Never-seen samples come before all others. It favours mislabelled samples, which never get easy; InfoBatch and
+    SeTa are judged against it.
+
+    Args:
+        scores: float [n], each sample's last loss; NaN where never seen.
+        seen: int [n], how often each sample was trained on.
+        epoch: The epoch to plan, from 0.
+        rng: Not used.
+        epochs: How many epochs the training has.
+        prune_ratio: r in [0, 1), the fraction left out.
+        delta: Fraction of the epochs that prune, in (0, 1]; the others have all data.
+
+    Returns:
+        n - floor(r n) samples (ties to the lowest index), all weights 1.
+
+    Raises:
+        RecipeError: An option is out of its range.
+        DataError: The arrays do not fit together, or a score is infinite.
+    """
+    _check_epochs(epochs, delta)
+    _check_ratio(prune_ratio)
+    known = _known(scores, seen)
+    if anneals(epoch, epochs, delta):
+        return _unweighted(np.arange(known.size))
+    hardness = np.where(known, np.asarray(scores, np.float64), np.inf)
+    kept = known.size - _left_out(known.size, prune_ratio)
+    return _unweighted(np.sort(np.argsort(-hardness, kind="stable")[:kept]))
+
+
+def hard_batches(
+    scores: NDArray[np.floating[Any]],
+    seen: NDArray[np.integer[Any]],
+    epoch: int,  # noqa: ARG001 - one shape for all policies
+    rng: np.random.Generator,
+    *,
+    batch_size: int,
+    keep: float = 0.5,
+) -> EpochPlan:
+    """Hard mini-batches: all samples are dealt into batches, and those of the highest mean loss are trained on.
+
+    Source: arXiv 2304.03486, with the last losses in place of a forward pass over every batch. A batch with a
+    never-seen sample is kept before all others. The order of the batches stays the one in which they were dealt.
+
+    Args:
+        scores: float [n], each sample's last loss; NaN where never seen.
+        seen: int [n], how often each sample was trained on.
+        epoch: Not used.
+        rng: Deals the samples into batches.
+        batch_size: Samples of a batch (of all processes together), at least 1. The last one may be smaller.
+        keep: Fraction of the batches to train on, in (0, 1]; at least one is.
+
+    Returns:
+        The kept batches' samples, batch by batch (`ordered`), all weights 1.
+
+    Raises:
+        RecipeError: An option is out of its range.
+        DataError: The arrays do not fit together, or a score is infinite.
+    """
+    if isinstance(batch_size, bool) or batch_size < 1:
+        raise RecipeError(f"batch_size is {batch_size}; it must be at least 1")
+    if not 0 < keep <= 1:
+        raise RecipeError(f"keep is {keep}; it must be in (0, 1]")
+    known = _known(scores, seen)
+    order = rng.permutation(known.size)
+    hardness = np.where(known, np.asarray(scores, np.float64), np.inf)[order]
+    starts = np.arange(0, known.size, batch_size)
+    means = np.add.reduceat(hardness, starts) / np.diff(np.append(starts, known.size)) if known.size else starts
+    count = max(1, round(keep * len(starts)))
+    chosen = np.sort(np.argsort(-means, kind="stable")[:count])
+    indices = np.concatenate([order[:0], *(order[starts[b] : starts[b] + batch_size] for b in chosen)])
+    return EpochPlan(indices, np.ones(indices.size, dtype=np.float32), ordered=True)
+
+
 def _known(scores: NDArray[np.floating[Any]], seen: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
     """Which samples have a loss to go by; checks the arrays that every policy gets."""
     scores, seen = np.asarray(scores), np.asarray(seen)
@@ -284,10 +396,15 @@ def _known(scores: NDArray[np.floating[Any]], seen: NDArray[np.integer[Any]]) ->
 def _uniform(n: int, prune_ratio: float, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draws n - floor(prune_ratio n) of the numbers 0 .. n - 1, ascending."""
     _check_ratio(prune_ratio)
-    keep = n - math.floor(prune_ratio * n + 1e-9)
+    keep = n - _left_out(n, prune_ratio)
     if keep == n:
         return np.arange(n, dtype=np.int64)
     return np.sort(rng.choice(n, size=keep, replace=False)).astype(np.int64)
+
+
+def _left_out(n: int, prune_ratio: float) -> int:
+    # 0.3 * 10 may be a rounding error below 3.
+    return math.floor(prune_ratio * n + 1e-9)
 
 
 def _unweighted(indices: NDArray[np.int64], groups: int = 0) -> EpochPlan:

@@ -254,15 +254,23 @@ def on_kernel(
         A Selection with `objective`, `upper_bound` and `ratio`.
 
     Raises:
-        RecipeError: An unusable budget.
-        DataError: Not such a kernel.
+        RecipeError: An unusable budget or `compat`.
+        DataError: Not such a kernel (that it is symmetric is not checked).
     """
     if not (isinstance(K, np.ndarray) and K.dtype == np.uint16 and K.ndim == 2 and K.shape[0] == K.shape[1] and len(K)):
         raise DataError("the kernel must be uint16 [n, n] in units of 2^-15")
     if K.max() > UNIT:
         raise DataError(f"the kernel holds {K.max()}, more than {UNIT}, which stands for similarity 1")
-    trace = maximise(DenseKernel(K, threads), Terms(resolve_budget(budget, len(K)), last_of_ties=compat == "submodlib"))
+    trace = maximise(
+        DenseKernel(K, threads), Terms(resolve_budget(budget, len(K)), last_of_ties=_like_submodlib(compat))
+    )
     return _selection(trace, "exact", _ratio(trace))
+
+
+def _like_submodlib(compat: str | None) -> bool:
+    if compat not in (None, "submodlib"):
+        raise RecipeError(f"compat {compat!r} is neither None nor 'submodlib'")
+    return compat is not None
 
 
 def on_graph(
@@ -280,8 +288,8 @@ def on_graph(
         A Selection with `objective`, `upper_bound` and `ratio`, of the sparse objective.
 
     Raises:
-        RecipeError: An unusable budget.
-        DataError: Not such a graph.
+        RecipeError: An unusable budget or `compat`.
+        DataError: Not such a graph (that it is symmetric is not checked).
     """
     n = graph.shape[0]
     if graph.format != "csr" or graph.shape != (n, n) or n == 0:
@@ -290,7 +298,7 @@ def on_graph(
         raise DataError("the graph's similarities must be in [0, 1]")
     value = np.floor(graph.data * UNIT + 0.5).astype(np.uint16)
     lists = (graph.indptr.astype(np.int64), graph.indices.astype(np.int32), value)
-    terms = Terms(resolve_budget(budget, n), last_of_ties=compat == "submodlib")
+    terms = Terms(resolve_budget(budget, n), last_of_ties=_like_submodlib(compat))
     trace = maximise_lists(lists, lists, terms)
     return _selection(trace, "sparse", _ratio(trace))
 

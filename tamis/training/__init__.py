@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tamis.training.data import WithIndex
-    from tamis.training.samplers import InfoBatchSampler, ManifestSampler, PlanSampler, SeTaSampler
+    from tamis.training.samplers import (
+        InfoBatchSampler,
+        IngeniousSampler,
+        ManifestSampler,
+        PlanSampler,
+        SeTaSampler,
+    )
     from tamis.training.scores import ScoreTable
     from tamis.training.trainer import TrainConfig, TrainResult, fit, train
-    from tamis.training.weights import reweight, with_importance
+    from tamis.training.weights import LinearSchedule, focal, reweight, with_importance
 
 _HOME = {
     "InfoBatchSampler": "samplers",
+    "IngeniousSampler": "samplers",
+    "LinearSchedule": "weights",
     "ManifestSampler": "samplers",
     "PlanSampler": "samplers",
     "ScoreTable": "scores",
@@ -25,6 +33,7 @@ _HOME = {
     "TrainResult": "trainer",
     "WithIndex": "data",
     "fit": "trainer",
+    "focal": "weights",
     "reweight": "weights",
     "train": "trainer",
     "with_importance": "weights",
@@ -32,6 +41,8 @@ _HOME = {
 
 __all__ = [
     "InfoBatchSampler",
+    "IngeniousSampler",
+    "LinearSchedule",
     "ManifestSampler",
     "PlanSampler",
     "ScoreTable",
@@ -40,6 +51,7 @@ __all__ = [
     "TrainResult",
     "WithIndex",
     "fit",
+    "focal",
     "reweight",
     "train",
     "with_importance",

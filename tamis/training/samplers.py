@@ -14,20 +14,29 @@ The order of an epoch depends on the seed, the epoch and the losses frozen at th
 nothing else. Progress counts what `step` was given, not what the loader has fetched ahead, so a state taken
 after any step resumes with exactly the samples that have not been trained on, for any number of loader
 workers.
+
+With several processes (torch.distributed), process r of w yields every w-th sample of the epoch's order from the r-th
+on. So their t-th batches together are the t-th batch of one process with w times the batch size; `step` gathers the
+ids and losses of all of them, and every process records, plans and weighs the same. The order and the state do
+not depend on w: a training may be resumed with another number of processes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import Sampler
 
 from tamis.errors import DataError, RecipeError
+from tamis.manifests.schema import Decision
 from tamis.selectors import dynamic
+from tamis.selectors.ingenious import draw, taylor_softmax
+from tamis.training.ranks import join, resolve
 from tamis.training.scores import ScoreTable
 from tamis.training.weights import reweight, with_importance
 
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from tamis.manifests.reader import Manifest
+    from tamis.training.weights import Schedule
 
 EPOCH_SIZES = ("fixed", "pruned")
 
@@ -50,8 +60,8 @@ class PlanSampler(Sampler[int]):
         n: Number of samples in the dataset; the sampler yields positions in 0 .. n - 1.
         seed: Seed of all draws; epoch e draws from ``SeedSequence([seed, e])``.
         epoch: The epoch that `__iter__` yields.
-        position: How many of its samples `step` (or `record`) has been given.
-        steps: How many batches `step` (or `record`) has been given, over all epochs.
+        position: How many of its samples `step` has been given, by all processes together.
+        steps: How many batches `step` has been given, over all epochs.
         scores: The losses, live and frozen.
 
     Args:
@@ -61,13 +71,16 @@ class PlanSampler(Sampler[int]):
         epoch_size: "fixed" makes every epoch n samples long: the plan is repeated, in a new random order each
             time, and the last repeat is cut; so learning-rate schedules that count steps stay right, and
             pruning changes what is seen, not how much. "pruned" makes an epoch as long as its plan, which is
-            what saves time.
+            what saves time. A number makes every epoch that long.
         strategy: How `step` weighs a batch; see `tamis.training.weights.reweight`.
-        r: Temperature of the weights.
+        r: Temperature of the weights; a number, or a function of the step (from 0 after the warm-up), such as
+            `tamis.training.weights.LinearSchedule`.
         clip: Whether to hold every weight of a batch at or below 2/m.
         warmup_steps: Steps at the start of training that weigh uniformly.
         importance: float [n] above 0, a constant factor of each sample's weight (a manifest's weights), or
             None.
+        num_replicas: Number of processes; None asks torch.distributed, and is 1 where that is not initialised.
+        rank: Which of them this is; None likewise.
 
     Raises:
         RecipeError: An option is out of its range.
@@ -80,20 +93,26 @@ class PlanSampler(Sampler[int]):
         policy: dynamic.Policy,
         *,
         seed: int = 0,
-        epoch_size: str = "fixed",
+        epoch_size: str | int = "fixed",
         strategy: str = "uniform",
-        r: float = 0.4,
+        r: float | Schedule = 0.4,
         clip: bool = False,
         warmup_steps: int = 0,
         importance: ArrayLike | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("n", n, 1), ("seed", seed, 0), ("warmup_steps", warmup_steps, 0)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise RecipeError(f"{name} is {value!r}; it must be an integer of at least {least}")
-        if epoch_size not in EPOCH_SIZES:
-            raise RecipeError(f"epoch_size is {epoch_size!r}; it must be one of {', '.join(EPOCH_SIZES)}")
-        reweight(np.zeros(1), strategy, r)  # refuses a wrong strategy or r now, not after the warm-up
+        whole = isinstance(epoch_size, int | np.integer) and not isinstance(epoch_size, bool) and epoch_size >= 1
+        if not whole and epoch_size not in EPOCH_SIZES:
+            raise RecipeError(
+                f"epoch_size is {epoch_size!r}; it must be one of {', '.join(EPOCH_SIZES)}, or an integer of at least 1"
+            )
+        # Refuses a wrong strategy or r now, not after the warm-up.
+        reweight(np.zeros(1), strategy, r(0) if callable(r) else r)
         self.n = int(n)
         self.seed = int(seed)
         self.epoch = 0
@@ -107,6 +126,7 @@ class PlanSampler(Sampler[int]):
         self._clip = clip
         self._warmup_steps = warmup_steps
         self._importance = None if importance is None else _importance(importance, self.n)
+        self._ranks = resolve(num_replicas, rank)
         self._resume_at = 0
         self._cached: _Epoch | None = None
 
@@ -132,63 +152,102 @@ class PlanSampler(Sampler[int]):
         return self._current().plan
 
     def __len__(self) -> int:
-        """The number of samples in the current epoch, from its beginning."""
-        return self._current().order.size
+        """The number of samples that this process has of the current epoch, from its beginning."""
+        return -(-self._current().order.size // self._ranks.size)
 
     def __iter__(self) -> Iterator[int]:
-        """The positions of the current epoch's samples; after `load_state_dict`, those that remain, once."""
+        """The positions of the current epoch's samples; after `load_state_dict`, those that remain, once.
+
+        Of several processes each yields as many: where they do not divide, the first samples that remain are
+        yielded once more, and `step` leaves them out.
+        """
         order = self._current().order
         self.position, self._resume_at = self._resume_at, 0
-        return map(int, order[self.position :])
+        rest = order[self.position :]
+        padding = -rest.size % self._ranks.size
+        return map(int, np.resize(rest, rest.size + padding)[self._ranks.rank :: self._ranks.size])
 
-    def record(self, ids: ArrayLike | torch.Tensor, losses: torch.Tensor) -> None:
-        """Takes a batch's losses into `scores` and counts it as trained; the first part of `step`.
+    def observe(
+        self,
+        ids: ArrayLike | torch.Tensor,
+        losses: torch.Tensor,
+        token_counts: ArrayLike | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Records a batch's losses, counts it as trained, and gives its weights; `step` without the reduction.
 
-        Args:
-            ids: int [m], positions in the dataset.
-            losses: float [m], on any device.
+        The weights are those by loss, times the importance and the token counts, scaled to sum 1 over the
+        batch of all processes, times the policy's own factors. The policy's factors (InfoBatch's 1/(1 - r))
+        are not scaled away inside the batch, because they make up for the samples that the pruned epoch leaves
+        out. With an epoch_size that leaves no step out they are divided by their mean over the plan. In the
+        first `warmup_steps` batches the weights by loss are uniform.
 
-        Raises:
-            NonFiniteLossError: A loss is NaN or infinite; nothing is recorded or counted.
-            DataError: The ids or the shapes do not fit.
-        """
-        where = _ids(ids)
-        self.scores.record(where, losses.detach().float().cpu().numpy())
-        self.position += where.size
-        self.steps += 1
-
-    def weigh(self, ids: ArrayLike | torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-        """The weights of the batch last recorded.
-
-        They are the weights by loss, times the importance, scaled to sum 1, times the policy's own factors.
-        The policy's factors (InfoBatch's 1/(1 - r)) are not scaled away inside the batch, because they make
-        up for the samples that the pruned epoch leaves out. With epoch_size "fixed" no step is left out, so
-        they are divided by their mean over the plan. In the first `warmup_steps` recorded batches the weights
-        by loss are uniform.
+        Under gradient accumulation each micro-batch is weighed on its own, and `step(...) / accumulation` is
+        what to call `backward` on. To weigh all of them together, compute their losses first (without graph),
+        give them to one `observe`, and use each micro-batch's part of the weights.
 
         Args:
-            ids: int [m], positions in the dataset.
-            losses: float [m], finite.
+            ids: int [m], positions in the dataset, as `WithIndex` puts them into the batch; as many in every
+                process.
+            losses: float [m], finite, on any device.
+            token_counts: [m] above 0, of how many tokens each loss is the mean, to weigh by tokens; None to
+                weigh every sample alike.
 
         Returns:
-            [m], without gradient, of the losses' dtype and device.
+            [m], without gradient, of the losses' dtype and device; times the number of processes, because
+            DistributedDataParallel averages the gradients.
+
+        Raises:
+            NonFiniteLossError: A loss is NaN or infinite, in any process; nothing is recorded or counted.
+            DataError: The ids or the shapes do not fit.
         """
-        where = _ids(ids)
-        strategy = "uniform" if self.steps <= self._warmup_steps else self._strategy
-        weights = reweight(losses, strategy, self._r, clip=self._clip)
+        own = _ids(ids)
+        if losses.shape != own.shape:
+            raise DataError(
+                f"losses have shape {tuple(losses.shape)} and ids {own.shape}; "
+                "both must be [m] (use a loss with reduction='none')"
+            )
+        exact = losses.detach() if losses.dtype == torch.float64 else losses.detach().float()
+        where = join(torch.from_numpy(own), self._ranks).numpy()
+        joined = join(exact, self._ranks)
+        counts = None if token_counts is None else join(_tokens(token_counts, exact), self._ranks)
+        # What is beyond the end of the epoch is there to give every process as much.
+        real = where.size
+        if self._ranks.size > 1:
+            real = min(real, self._current().order.size - self.position)
+        self.scores.record(where[:real], joined[:real].float().cpu().numpy())
+        self.position += real
+        self.steps += 1
+        weights = torch.zeros_like(joined)
+        if real:
+            weights[:real] = self._weigh(where[:real], joined[:real], None if counts is None else counts[:real])
+        mine = weights[self._ranks.rank :: self._ranks.size] * self._ranks.size
+        return mine.to(losses.dtype)
+
+    def _weigh(self, where: NDArray[np.int64], losses: torch.Tensor, token_counts: torch.Tensor | None) -> torch.Tensor:
+        warm = self.steps - 1 - self._warmup_steps
+        r = self._r(max(0, warm)) if callable(self._r) else self._r
+        weights = reweight(losses, "uniform" if warm < 0 else self._strategy, r, clip=self._clip)
         if self._importance is not None:
             weights = with_importance(weights, torch.from_numpy(self._importance[where]).to(weights))
+        if token_counts is not None:
+            weights = with_importance(weights, token_counts.to(weights))
         factors = self._current().factors
         if factors is not None:
             weights = weights * torch.from_numpy(factors[where]).to(weights)
         return weights
 
-    def step(self, ids: ArrayLike | torch.Tensor, per_sample_losses: torch.Tensor) -> torch.Tensor:
+    def step(
+        self,
+        ids: ArrayLike | torch.Tensor,
+        per_sample_losses: torch.Tensor,
+        token_counts: ArrayLike | torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Records a batch's losses, weighs them, and reduces them to the scalar to call `backward` on.
 
         Args:
-            ids: int [m], positions in the dataset, as `WithIndex` puts them into the batch.
+            ids: As for `observe`.
             per_sample_losses: float [m], unreduced, with their graph.
+            token_counts: As for `observe`.
 
         Returns:
             sum_i w_i l_i, a scalar tensor; the weights carry no gradient.
@@ -197,14 +256,7 @@ class PlanSampler(Sampler[int]):
             NonFiniteLossError: A loss is NaN or infinite; the message names the ids, and nothing is recorded.
             DataError: The ids or the shapes do not fit.
         """
-        where = _ids(ids)
-        if per_sample_losses.shape != where.shape:
-            raise DataError(
-                f"per_sample_losses have shape {tuple(per_sample_losses.shape)} and ids {where.shape}; "
-                "both must be [m] (use a loss with reduction='none')"
-            )
-        self.record(where, per_sample_losses)
-        return (self.weigh(where, per_sample_losses) * per_sample_losses).sum()
+        return (self.observe(ids, per_sample_losses, token_counts) * per_sample_losses).sum()
 
     def state_dict(self) -> dict[str, int]:
         """Where the training is: a few integers, whatever n is. `scores.state_dict()` holds the losses."""
@@ -241,14 +293,31 @@ class PlanSampler(Sampler[int]):
         plan = self._policy(self.scores.frozen, self.scores.frozen_seen, self.epoch, rng)
         if plan.indices.size == 0:
             raise DataError(f"the plan of epoch {self.epoch} is empty; prune less")
-        fixed = self._epoch_size == "fixed"
-        repeats = -(-self.n // plan.indices.size) if fixed else 1
-        order = np.concatenate([rng.permutation(plan.indices) for _ in range(repeats)])
+        pruned = self._epoch_size == "pruned"
+        size = plan.indices.size if pruned else self.n if self._epoch_size == "fixed" else int(self._epoch_size)
+        repeats = -(-size // plan.indices.size)
+        order = np.concatenate(
+            [plan.indices if plan.ordered else rng.permutation(plan.indices) for _ in range(repeats)]
+        )
         factors = None
         if (plan.weights != 1).any():
             factors = np.ones(self.n, dtype=np.float32)
-            factors[plan.indices] = plan.weights / (plan.weights.mean() if fixed else 1)
-        return _Epoch(self.epoch, self.scores.frozen, plan, order[: self.n] if fixed else order, factors)
+            factors[plan.indices] = plan.weights / (1 if pruned else plan.weights.mean())
+        return _Epoch(self.epoch, self.scores.frozen, plan, order[:size], factors)
+
+
+class SamplerOptions(TypedDict, total=False):
+    """What every sampler takes besides its own options; see `PlanSampler`."""
+
+    seed: int
+    epoch_size: str | int
+    strategy: str
+    r: float | Schedule
+    clip: bool
+    warmup_steps: int
+    importance: ArrayLike | None
+    num_replicas: int | None
+    rank: int | None
 
 
 class SeTaSampler(PlanSampler):
@@ -257,18 +326,12 @@ class SeTaSampler(PlanSampler):
     Args:
         n: Number of samples in the dataset.
         epochs: How many epochs the training has.
-        seed: At least 0.
         num_group: Loss groups, K.
         window_scale: Fraction of the groups in the window, alpha in (0, 1].
         prune_ratio: Fraction of all samples left out at random, r in [0, 1).
         delta: Fraction of the epochs that prune; the rest train on everything.
         rule: "paper" or "code"; see `tamis.selectors.dynamic.seta_window`.
-        epoch_size: "fixed" or "pruned"; see `PlanSampler`.
-        strategy: How `step` weighs a batch.
-        r: Temperature of the weights.
-        clip: Whether to hold every weight of a batch at or below 2/m.
-        warmup_steps: Steps at the start of training that weigh uniformly.
-        importance: float [n] above 0, or None.
+        **options: As for `PlanSampler`.
     """
 
     def __init__(
@@ -276,18 +339,12 @@ class SeTaSampler(PlanSampler):
         n: int,
         *,
         epochs: int,
-        seed: int = 0,
         num_group: int = 10,
         window_scale: float = 0.5,
         prune_ratio: float = 0.0,
         delta: float = 0.875,
         rule: str = "paper",
-        epoch_size: str = "fixed",
-        strategy: str = "uniform",
-        r: float = 0.4,
-        clip: bool = False,
-        warmup_steps: int = 0,
-        importance: ArrayLike | None = None,
+        **options: Unpack[SamplerOptions],
     ) -> None:
         policy = partial(
             dynamic.seta,
@@ -298,17 +355,7 @@ class SeTaSampler(PlanSampler):
             delta=delta,
             rule=rule,
         )
-        super().__init__(
-            n,
-            policy,
-            seed=seed,
-            epoch_size=epoch_size,
-            strategy=strategy,
-            r=r,
-            clip=clip,
-            warmup_steps=warmup_steps,
-            importance=importance,
-        )
+        super().__init__(n, policy, **options)
 
 
 class InfoBatchSampler(PlanSampler):
@@ -317,11 +364,9 @@ class InfoBatchSampler(PlanSampler):
     Args:
         n: Number of samples in the dataset.
         epochs: How many epochs the training has.
-        seed: At least 0.
         prune_ratio: Probability that a sample below the mean is dropped, in [0, 1).
         delta: Fraction of the epochs that prune; the rest train on everything.
-        epoch_size: "pruned" (as in the paper) or "fixed"; see `PlanSampler`.
-        importance: float [n] above 0, or None.
+        **options: As for `PlanSampler`, but `epoch_size` is "pruned" where it is not given, as in the paper.
     """
 
     def __init__(
@@ -329,14 +374,12 @@ class InfoBatchSampler(PlanSampler):
         n: int,
         *,
         epochs: int,
-        seed: int = 0,
         prune_ratio: float = 0.5,
         delta: float = 0.875,
-        epoch_size: str = "pruned",
-        importance: ArrayLike | None = None,
+        **options: Unpack[SamplerOptions],
     ) -> None:
-        policy = partial(dynamic.infobatch, epochs=epochs, prune_ratio=prune_ratio, delta=delta)
-        super().__init__(n, policy, seed=seed, epoch_size=epoch_size, importance=importance)
+        options.setdefault("epoch_size", "pruned")
+        super().__init__(n, partial(dynamic.infobatch, epochs=epochs, prune_ratio=prune_ratio, delta=delta), **options)
 
 
 class ManifestSampler(PlanSampler):
@@ -347,38 +390,66 @@ class ManifestSampler(PlanSampler):
 
     Args:
         manifest: As from `tamis.open_manifest`.
-        seed: At least 0.
-        strategy: How `step` weighs a batch, before the manifest's weights.
-        r: Temperature of the weights.
-        clip: Whether to hold every weight of a batch at or below 2/m.
-        warmup_steps: Steps at the start of training that weigh uniformly.
+        **options: As for `PlanSampler`, but `epoch_size` is "pruned" and `importance` the manifest's weights where
+            they are not given.
+    """
+
+    def __init__(self, manifest: Manifest, **options: Unpack[SamplerOptions]) -> None:
+        n = int(manifest.record["dataset"]["rows"])
+        rows = manifest.select["row"].to_numpy()
+        importance = np.ones(n, dtype=np.float32)
+        importance[rows] = manifest.select["weight"].to_numpy()
+        options.setdefault("epoch_size", "pruned")
+        options.setdefault("importance", importance)
+        super().__init__(n, partial(_given_rows, rows=np.sort(rows)), **options)
+
+
+class IngeniousSampler(PlanSampler):
+    """INGENIOUS: a new draw of the subset every few epochs, by the gains in a manifest (arXiv 2305.06677, 3.3).
+
+    The first draw is the manifest's own subset; each later one draws as many rows of every partition, without
+    replacement, with the same probabilities. It yields row numbers of the whole dataset. With `epoch_size` R * B an
+    epoch is R steps of batch size B, the paper's interval between draws.
+
+    Args:
+        manifest: As from `tamis.open_manifest`, of a recipe that selects by `ingenious`.
+        epochs_per_draw: How many epochs each draw serves, at least 1.
+        temperature: T of the Taylor softmax; None for the recipe's.
+        **options: As for `PlanSampler`, but `epoch_size` is "pruned" where it is not given.
+
+    Raises:
+        RecipeError: An option is out of its range.
+        DataError: The manifest's subset was not drawn by INGENIOUS.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         *,
-        seed: int = 0,
-        strategy: str = "uniform",
-        r: float = 0.4,
-        clip: bool = False,
-        warmup_steps: int = 0,
+        epochs_per_draw: int = 1,
+        temperature: float | None = None,
+        **options: Unpack[SamplerOptions],
     ) -> None:
-        n = int(manifest.record["dataset"]["rows"])
-        rows = manifest.select["row"].to_numpy()
-        importance = np.ones(n, dtype=np.float32)
-        importance[rows] = manifest.select["weight"].to_numpy()
-        super().__init__(
-            n,
-            partial(_given_rows, rows=np.sort(rows)),
-            seed=seed,
-            epoch_size="pruned",
-            strategy=strategy,
-            r=r,
-            clip=clip,
-            warmup_steps=warmup_steps,
-            importance=importance,
+        if isinstance(epochs_per_draw, bool) or not isinstance(epochs_per_draw, int) or epochs_per_draw < 1:
+            raise RecipeError(f"epochs_per_draw is {epochs_per_draw!r}; it must be an integer of at least 1")
+        stages = [s for s in manifest.record["recipe"]["stages"] if s["kind"] == "select"]
+        if not stages or stages[-1]["method"] != "ingenious":
+            raise DataError(
+                "the manifest's subset was not drawn by INGENIOUS, so that it has nothing to draw from again; "
+                "give one whose recipe selects with method: ingenious"
+            )
+        self.temperature = stages[-1]["temperature"] if temperature is None else temperature
+        policy = partial(
+            _drawn_again,
+            partitions=_partitions(manifest),
+            first=np.sort(manifest.select["row"].to_numpy()),
+            seed=int(options.get("seed", 0)),
+            epochs_per_draw=epochs_per_draw,
+            temperature=self.temperature,
+            scale_free=stages[-1]["scale_free"],
         )
+        options.setdefault("epoch_size", "pruned")
+        super().__init__(int(manifest.record["dataset"]["rows"]), policy, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,11 +475,71 @@ def _given_rows(
     return dynamic.EpochPlan(rows, np.ones(rows.size, dtype=np.float32))
 
 
+@dataclass(frozen=True, slots=True)
+class _Partition:
+    """What INGENIOUS draws from: rows int64 [m], their gains float64 [m], and how many to draw."""
+
+    rows: NDArray[np.int64]
+    gains: NDArray[np.float64]
+    share: int
+
+
+def _partitions(manifest: Manifest) -> list[_Partition]:
+    """The partitions of a manifest's candidates: the chosen rows, and those that the draw left out."""
+    chosen = manifest.select["row"].to_numpy()
+    partition = pc.fill_null(manifest.audit["partition"], -1).to_numpy()
+    decision = manifest.audit["decision"].to_numpy()
+    gains = pc.fill_null(manifest.audit["score"], np.nan).to_numpy().copy()
+    gains[chosen] = pc.fill_null(manifest.select["gain"], np.nan).to_numpy()
+    stays = np.zeros(len(decision), np.bool_)
+    stays[chosen] = True
+    # A row that was drawn, and dropped by a later stage, has neither decision.
+    candidate = np.flatnonzero((partition >= 0) & (stays | (decision == Decision.NOT_IN_BUDGET)) & ~np.isnan(gains))
+    order = candidate[np.argsort(partition[candidate], kind="stable")]
+    starts = np.flatnonzero(np.diff(partition[order], prepend=-1))
+    return [_Partition(rows, gains[rows], int(stays[rows].sum())) for rows in np.split(order, starts[1:]) if len(rows)]
+
+
+def _drawn_again(
+    scores: NDArray[np.floating[Any]],  # noqa: ARG001 - one shape for all policies
+    seen: NDArray[np.integer[Any]],  # noqa: ARG001
+    epoch: int,
+    rng: np.random.Generator,
+    *,
+    partitions: list[_Partition],
+    first: NDArray[np.int64],
+    seed: int,
+    epochs_per_draw: int,
+    temperature: float,
+    scale_free: bool,
+) -> dynamic.EpochPlan:
+    """The policy of INGENIOUS: the manifest's subset, then new draws with the same probabilities."""
+    number = epoch // epochs_per_draw
+    rows = first
+    if number:
+        rng = np.random.default_rng(np.random.SeedSequence([seed, number, 1]))
+        drawn = [
+            part.rows[draw(taylor_softmax(part.gains, temperature, scale_free), part.share, rng)] for part in partitions
+        ]
+        rows = np.sort(np.concatenate(drawn))
+    return dynamic.EpochPlan(rows, np.ones(rows.size, dtype=np.float32))
+
+
 def _ids(ids: ArrayLike | torch.Tensor) -> NDArray[np.int64]:
     array = ids.cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
     if array.dtype.kind not in "iu":
         raise DataError(f"ids have dtype {array.dtype}; they must be integers, as WithIndex gives them")
     return array.astype(np.int64)
+
+
+def _tokens(token_counts: ArrayLike | torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    counts = torch.as_tensor(token_counts).to(losses)
+    if counts.shape != losses.shape or not (torch.isfinite(counts) & (counts > 0)).all():
+        raise DataError(
+            f"token_counts have shape {tuple(counts.shape)} for {losses.numel()} losses; give one number above 0 each, "
+            "and leave samples without tokens out"
+        )
+    return counts
 
 
 def _importance(importance: ArrayLike, n: int) -> NDArray[np.float32]:

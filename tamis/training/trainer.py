@@ -33,6 +33,7 @@ from tamis.manifests.atomic import write_atomic
 from tamis.manifests.canonical import canonical_json, digest, write_ipc
 from tamis.manifests.reader import Manifest, open_manifest
 from tamis.pipelines.lock import locked
+from tamis.pipelines.stages.score import LEDGER
 from tamis.selectors import dynamic
 from tamis.training.samplers import PlanSampler
 from tamis.training.text import Features, LazyAdamW, TextClassifier, featurise
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("full", "seta", "infobatch", "random")
 
-LEDGER = "ledger.arrow"
 CHECKPOINT = "checkpoint.json"
 
 _CHECKPOINT_VERSION = 1
@@ -533,8 +533,7 @@ def _step(
             f"at step {state.sampler.steps} the loss of {bad.size} samples is NaN or infinite: {names}; "
             "the last checkpoint is kept. Lower lr, or look at these samples"
         )
-    state.sampler.record(batch, losses)
-    weights = state.sampler.weigh(batch, losses)
+    weights = state.sampler.observe(batch, losses)
     loss = (weights * losses).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimiser.step(where, block, config.lr * (1 - progress))

@@ -5,6 +5,8 @@ Every function takes and returns NumPy arrays or PyTorch tensors alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STRATEGIES = ("uniform", "linupper", "quadratic", "extremes", "upper")
+
+Schedule = Callable[[int], float]
+"""The temperature r at a step, counted from 0."""
 
 
 @overload
@@ -129,6 +134,80 @@ def with_importance(weights: Any, importance: Any) -> Any:
     product = base * (factor / factor.max())
     product = product / product.sum()
     return product if xp is np else product.to(weights.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSchedule:
+    """A temperature r that goes from one value to another in a straight line, and stays there.
+
+    Starting high and ending low weighs nearly uniformly at first, when losses say little.
+
+    Args:
+        start: r at step 0, above 0.
+        end: r from step `steps` on, above 0.
+        steps: Steps from one to the other, at least 1.
+
+    Raises:
+        RecipeError: A value is out of its range.
+
+    >>> [LinearSchedule(1.0, 0.5, steps=10)(step) for step in (0, 5, 10, 99)]
+    [1.0, 0.75, 0.5, 0.5]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.start < np.inf and 0 < self.end < np.inf) or self.steps < 1:
+            raise RecipeError(
+                f"start is {self.start}, end {self.end} and steps {self.steps}; start and end must be above 0 and "
+                "finite, steps at least 1"
+            )
+
+    def __call__(self, step: int) -> float:
+        """The temperature at a step."""
+        done = min(max(step, 0), self.steps) / self.steps
+        return self.start + (self.end - self.start) * done
+
+
+@overload
+def focal(losses: NDArray[np.floating[Any]], gamma: float = ...) -> NDArray[np.float64]: ...
+
+
+@overload
+def focal(losses: torch.Tensor, gamma: float = ...) -> torch.Tensor: ...
+
+
+def focal(losses: Any, gamma: float = 0.5) -> Any:
+    """Focal weights for contrastive losses: (1 - p)^gamma, p the positive's probability (arXiv 2506.20923).
+
+    An InfoNCE loss is -log p, so that p = exp(-loss); multiply the losses by these weights before their mean.
+
+    Args:
+        losses: float [m], InfoNCE or cross-entropy losses, finite and at least 0.
+        gamma: At least 0; 0 gives weights 1.
+
+    Returns:
+        Weights [m] in [0, 1] without gradient: float64 for an array, the losses' dtype (and device) for a tensor.
+
+    Raises:
+        RecipeError: gamma is negative or not finite.
+        DataError: A loss is negative.
+        NonFiniteLossError: A loss is NaN or infinite.
+
+    >>> focal(np.array([0.0, np.log(2)]), gamma=2.0).tolist()
+    [0.0, 0.25]
+    """
+    if not 0 <= gamma < np.inf:
+        raise RecipeError(f"gamma is {gamma}; it must be at least 0 and finite")
+    xp, values = _prepare(losses)
+    if not xp.isfinite(values).all():
+        raise NonFiniteLossError("a loss is NaN or infinite")
+    if (values < 0).any():
+        raise DataError(f"the least loss is {float(values.min())}; -log of a probability is at least 0")
+    weights = (-xp.expm1(-values)) ** gamma
+    return weights if xp is np else weights.to(losses.dtype)
 
 
 def _prepare(values: Any) -> tuple[Any, Any]:

@@ -43,6 +43,7 @@ def make(folder):
         "reason": [0 if row % 4 == 0 else 1 for row in range(ROWS)],
         "kept_row": [None] * ROWS,
         "score": [row / ROWS for row in range(ROWS)],
+        "partition": [None] * ROWS,
     }
     source = {"path": "a.csv", "bytes": 1, "sha256": "a" * 64, "rows": ROWS}
     body = {

@@ -619,12 +619,24 @@ def test_losses_of_dropped_rows_are_not_needed(tmp_path, write, go, columns):
     accepted(go(write(columns), [EXACT, FILE_SCORE]))
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", ""])
+def test_rows_without_a_loss_get_the_median_where_that_is_asked_for(tmp_path, write, go, columns):
+    losses = given_losses()
+    losses[20] = ("r0020", "")
+    write_losses(tmp_path, losses[12:])
+    message = refused(go(write(columns), [FILE_SCORE]), 3, "has no loss for 13 of 60 rows", "score.missing: median")
+    assert "r0020" not in message  # the first ten are named
+    facts = accepted(go(write(columns), [{**FILE_SCORE, "missing": "median"}], out="median"))
+    assert stage_facts(facts, "01-score")["without_loss"] == 13
+    write_losses(tmp_path, [("other", 1.0)])
+    refused(go(write(columns), [{**FILE_SCORE, "missing": "median"}], out="none"), 3, "no loss for any of the 60 rows")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_losses_that_are_no_numbers_to_rank(tmp_path, write, go, columns, value):
     losses = given_losses()
     losses[5] = ("r0005", value)
     write_losses(tmp_path, losses)
-    refused(go(write(columns), [FILE_SCORE]), 3, "losses.csv: 1 losses are null, NaN or infinite: r0005")
+    refused(go(write(columns), [FILE_SCORE]), 3, "losses.csv: 1 losses are NaN or infinite: r0005")
 
 
 def test_losses_that_are_text(tmp_path, write, go, columns):

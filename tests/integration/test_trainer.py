@@ -14,6 +14,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+import tamis
 from tamis.errors import (
     DamagedManifestError,
     DataError,
@@ -25,7 +26,7 @@ from tamis.errors import (
 from tamis.manifests.commit import commit
 from tamis.manifests.fingerprint import dataset_fingerprint
 from tamis.manifests.reader import open_manifest
-from tamis.manifests.schema import AUDIT, BODY_KEYS, select_schema
+from tamis.manifests.schema import AUDIT, BODY_KEYS, Decision, select_schema
 from tamis.pipelines.sources import resolve, scan
 from tamis.pipelines.stages.ingest import content_hashes
 from tamis.training import compare as compare_module
@@ -434,6 +435,7 @@ def write_manifest(folder, dataset, rows, weights, schedule=None):
             pa.array(np.zeros(n), pa.uint16()),
             pa.nulls(n, pa.int64()),
             pa.nulls(n, pa.float64()),
+            pa.nulls(n, pa.int32()),
         ],
         schema=AUDIT,
     )
@@ -492,6 +494,23 @@ def test_train_is_fit_on_those_rows(run_folder, tmp_path):
     ledger = read_ledger(result.ledger)
     assert ledger["sample_id"].to_pylist() == [f"t{i}" for i in rows]
     assert ledger["row"].to_pylist() == rows.tolist()
+
+
+def test_a_second_selection_learns_from_the_first_training(small_recipe, tmp_path):
+    def run(out, *stages):
+        tamis.run({**small_recipe, "stages": list(stages)}, tmp_path / out, executor="sync")
+        return open_manifest(tmp_path / out)
+
+    run("first", {"kind": "select", "method": "random", "budget": 300})
+    result = train(tmp_path / "first", out=tmp_path / "training", epochs=2, sampler="full")
+    from_ledger = {"kind": "score", "from": str(tmp_path / "training"), "missing": "median"}
+    second = run("second", from_ledger, {"kind": "prune", "method": "loss", "drop_highest": 0.05})
+    ledger = read_ledger(result.ledger)
+    highest = np.argsort(-ledger["last_loss"].to_numpy(), kind="stable")[:35]
+    pruned = second.audit["row"].to_numpy()[second.audit["decision"].to_numpy() == Decision.PRUNED]
+    assert set(pruned.tolist()) == set(ledger["row"].to_numpy()[highest].tolist())
+    with pytest.raises(DataError, match="has no loss for 400 of 700 rows"):
+        run("third", {**from_ledger, "missing": "refuse"})
 
 
 def test_train_counts_unknown_test_labels_as_wrong(run_folder, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.errors import DataError, RecipeError
-from tamis.selectors.dynamic import infobatch, kmeans_1d, random, seta, seta_window
+from tamis.selectors.dynamic import hard_batches, hard_first, infobatch, kmeans_1d, random, seta, seta_window
 
 losses = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=12)
 
@@ -253,6 +253,8 @@ def test_every_policy_gives_a_plan_of_the_documented_form(n, epoch, prune_ratio,
         (seta, {"epochs": 12, "prune_ratio": prune_ratio}),
         (infobatch, {"epochs": 12, "prune_ratio": prune_ratio}),
         (random, {"prune_ratio": prune_ratio}),
+        (hard_first, {"epochs": 12, "prune_ratio": prune_ratio}),
+        (hard_batches, {"batch_size": 7, "keep": 1 - prune_ratio}),
     ):
         plan = policy(scores, seen, epoch, np.random.default_rng(seed), **options)
         again = policy(scores, seen, epoch, np.random.default_rng(seed), **options)
@@ -263,7 +265,8 @@ def test_every_policy_gives_a_plan_of_the_documented_form(n, epoch, prune_ratio,
         assert 1 <= plan.indices.size == plan.weights.size
         assert plan.indices.min() >= 0
         assert plan.indices.max() < n
-        assert (np.diff(plan.indices) > 0).all()
+        assert len(np.unique(plan.indices)) == plan.indices.size
+        assert plan.ordered or (np.diff(plan.indices) > 0).all()
         assert (plan.weights > 0).all()
     np.testing.assert_array_equal(scores, before)
 
@@ -302,6 +305,42 @@ def test_infobatch_keeps_equal_losses():
 def test_random_keeps_the_exact_count():
     plan = random(np.full(10, np.nan), np.zeros(10, int), 0, np.random.default_rng(0), prune_ratio=0.3)
     assert plan.indices.size == 7
+
+
+def test_hard_first_keeps_the_highest_losses_and_what_was_never_seen():
+    scores, seen = np.array([0.5, 3.0, np.nan, 0.1, 2.0, 2.0]), np.array([1, 1, 0, 1, 1, 1])
+    options = {"epochs": 8, "prune_ratio": 0.5}
+    assert hard_first(scores, seen, 3, np.random.default_rng(0), **options).indices.tolist() == [1, 2, 4]
+    assert hard_first(scores, seen, 7, np.random.default_rng(0), **options).indices.tolist() == list(range(6))
+
+
+def test_hard_batches_are_whole_batches_of_the_highest_mean_loss():
+    scores = np.random.default_rng(0).exponential(size=23)
+    plan = hard_batches(scores, np.ones(23, int), 0, np.random.default_rng(4), batch_size=5, keep=0.6)
+    dealt = np.random.default_rng(4).permutation(23)
+    batches = [dealt[start : start + 5] for start in range(0, 23, 5)]
+    hardest = sorted(range(5), key=lambda b: -scores[batches[b]].mean())[:3]
+    assert plan.ordered
+    assert plan.indices.tolist() == np.concatenate([batches[b] for b in sorted(hardest)]).tolist()
+    # A batch with a sample of which nothing is known comes first.
+    scores[dealt[7]] = np.nan
+    plan = hard_batches(scores, np.ones(23, int), 0, np.random.default_rng(4), batch_size=5, keep=0.01)
+    assert plan.indices.tolist() == batches[1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        (hard_first, {"epochs": 0}),
+        (hard_first, {"epochs": 3, "prune_ratio": 1.0}),
+        (hard_batches, {"batch_size": 0}),
+        (hard_batches, {"batch_size": 2, "keep": 0.0}),
+        (hard_batches, {"batch_size": 2, "keep": 1.1}),
+    ],
+)
+def test_hard_policies_refuse(policy, options):
+    with pytest.raises(RecipeError):
+        policy(np.ones(4), np.ones(4, int), 0, np.random.default_rng(0), **options)
 
 
 @pytest.mark.parametrize(

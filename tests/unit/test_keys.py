@@ -52,6 +52,7 @@ ALTERNATIVES = {
         "which_to_keep": ([EMBED], {"kind": "dedup"}, "easy"),
         "n_clusters": ([EMBED], {"kind": "dedup"}, 3),
         "fit_rows": ([EMBED], {"kind": "dedup"}, 50),
+        "probes": ([EMBED], {"kind": "dedup"}, 2),
     },
     "cluster": {
         "n_clusters": ([EMBED], CLUSTER, 3),
@@ -63,6 +64,7 @@ ALTERNATIVES = {
         "from_": ([EMBED], FILE_SCORE, {"from": "other.csv"}),
         "column": ([EMBED], FILE_SCORE, "l"),
         "id_column": ([EMBED], FILE_SCORE, "i"),
+        "missing": ([EMBED], FILE_SCORE, "median"),
         "folds": ([EMBED], SCORE, 3),
         "c": ([EMBED], SCORE, 1.0),
         "min_accuracy": ([EMBED], SCORE, 0.1),

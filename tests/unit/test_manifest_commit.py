@@ -48,8 +48,8 @@ BODY = {
     "required_features": [],
 }
 GOLDEN_SELECT = "89117457867985fa0be304c8f52c1d80fd8ed7afdc4a27a608837c0e1813a36e"
-GOLDEN_AUDIT = "8a47def4f9958134dd71d6490b341dda0daf231d1cec696ec689d32bda7e7d3d"
-GOLDEN_RECORD = "1ef125e8dd3a5c3a52b1f7d3e1bc4262eb8094d97e98a6c5a57673a41eeec821"
+GOLDEN_AUDIT = "f3c11ddf2965d991b649e8d3ac4b4f01f72c06c5abec9bacff4156c02f74df58"
+GOLDEN_RECORD = "fb4f2962284873664752a7173efdcd13fc71d935de256db1a5ad83e97d6b1768"
 HASHES = [bytes([row]) * 16 for row in range(6)]
 
 
@@ -64,6 +64,7 @@ def make_audit():
             "reason": [0, 1, 2, 3, 4, 0],
             "kept_row": [None, 0, 5, None, None, None],
             "score": [0.5, None, None, None, 0.25, -0.0],
+            "partition": [3, None, None, None, 0, 3],
         },
         schema=AUDIT,
     )
@@ -362,6 +363,7 @@ def test_explain(tmp_path):
         "kept_row": 5,
         "kept_sample_id": "é5",
         "score": None,
+        "partition": None,
     }
     kept = manifest.explain("s0")
     assert (kept["decision"], kept["rank"], kept["weight"], kept["gain"]) == ("kept", 1, 0.5, 1.0)

@@ -1,5 +1,8 @@
+import copy
 import pickle
 import random as python_random
+import subprocess
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ from tamis.errors import DataError, NonFiniteLossError, RecipeError
 from tamis.selectors import dynamic
 from tamis.training import (
     InfoBatchSampler,
+    LinearSchedule,
     ManifestSampler,
     PlanSampler,
     ScoreTable,
@@ -83,7 +87,7 @@ def test_live_losses_do_not_touch_the_running_epoch():
     train(sampler, 1)
     sampler.set_epoch(1)
     before = list(sampler)
-    sampler.record(before[:10], torch.full((10,), 99.0))
+    sampler.observe(before[:10], torch.full((10,), 99.0))
     assert list(sampler) == before
 
 
@@ -229,12 +233,12 @@ def test_warmup_steps_weigh_uniformly():
 def test_infobatch_factors():
     for epoch_size, mean in (("pruned", None), ("fixed", 1.0)):
         sampler = InfoBatchSampler(N, epochs=8, seed=1, epoch_size=epoch_size)
-        sampler.record(range(N), losses_of(range(N), 0))
+        sampler.observe(np.arange(N), losses_of(range(N), 0))
         sampler.set_epoch(1)
         plan = sampler.plan
         assert set(plan.weights.tolist()) == {1.0, 2.0}
         easy, hard = plan.indices[plan.weights == 2][0], plan.indices[plan.weights == 1][0]
-        weights = sampler.weigh([easy, hard], torch.tensor([0.1, 5.0]))
+        weights = sampler.observe([easy, hard], torch.tensor([0.1, 5.0]))
         assert weights[0] / weights[1] == pytest.approx(2)
         expected = 1.0 if mean is None else 1 / plan.weights.mean()
         assert weights[1].item() == pytest.approx(expected / 2, rel=1e-5)
@@ -251,7 +255,7 @@ def test_manifest_sampler_yields_the_chosen_rows_with_their_weights():
         assert sorted(orders[-1]) == [2, 9, 40]
     assert len(set(orders)) > 1
     assert len(sampler) == 3
-    weights = sampler.weigh([2, 9, 40], torch.ones(3))
+    weights = sampler.observe([2, 9, 40], torch.ones(3))
     torch.testing.assert_close(weights, torch.tensor([2.0, 1.0, 5.0]) / 8)
 
 
@@ -327,3 +331,68 @@ def test_scores_refuse_what_does_not_fit():
         scores.load_state_dict({**scores.state_dict(), "version": 9})
     scores.record([], [])
     assert scores.seen.sum() == 0
+
+
+def test_token_counts_weigh_and_are_checked():
+    sampler = SeTaSampler(N, epochs=2)
+    weights = sampler.observe([3, 1], torch.tensor([1.0, 5.0]), torch.tensor([30, 10]))
+    torch.testing.assert_close(weights, torch.tensor([0.75, 0.25]))
+    for counts in ([1.0], [0, 1], [float("nan"), 1.0]):
+        with pytest.raises(DataError, match="token_counts"):
+            sampler.observe([3, 1], torch.ones(2), counts)
+
+
+def test_a_schedule_of_r_counts_from_the_end_of_the_warm_up():
+    options = {"strategy": "upper", "warmup_steps": 2}
+    sampler = SeTaSampler(N, epochs=2, r=LinearSchedule(1.0, 0.5, steps=2), **options)
+    losses = torch.tensor([1.0, 3.0])
+    ratios = [float(w[1] / w[0]) for w in (sampler.observe([0, 1], losses) for _ in range(6))]
+    np.testing.assert_allclose(np.log(ratios), [0, 0, 1, 1 / 0.75, 2, 2], rtol=1e-5)
+
+
+def test_an_epoch_of_a_given_size_repeats_the_plan():
+    sampler = SeTaSampler(N, epochs=8, seed=7, epoch_size=120)
+    assert len(sampler) == 120
+    assert np.bincount(list(sampler), minlength=N).tolist().count(2) == 30
+    for size in (0, -1, True, "half", 1.5):
+        with pytest.raises(RecipeError, match="epoch_size"):
+            SeTaSampler(N, epochs=8, epoch_size=size)
+
+
+def test_an_ordered_plan_is_not_shuffled():
+    sampler = PlanSampler(N, partial(dynamic.hard_batches, batch_size=5, keep=0.4), seed=2, epoch_size="pruned")
+    assert list(sampler) == sampler.plan.indices.tolist()
+    assert len(sampler) == 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_workers": 0},
+        {"num_workers": 2},
+        {"num_workers": 2, "multiprocessing_context": "spawn"},
+        {"num_workers": 2, "persistent_workers": True, "prefetch_factor": 4},
+    ],
+)
+def test_every_kind_of_loader_gives_the_same_batches(options):
+    sampler = make()
+    expected = train(make(), 3)
+    loader = DataLoader(WithIndex(np.arange(N)), sampler=copy.deepcopy(sampler), batch_size=8, **options)
+    sampler = loader.sampler
+    batches = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        for ids, _ in loader:
+            sampler.step(ids, losses_of(ids, epoch))
+            batches.append(ids.tolist())
+    assert batches == expected
+
+
+def test_torchs_loader_is_left_as_it_is():
+    code = (
+        "import torch.utils.data as d; before = dict(vars(d.DataLoader)), dict(vars(d.Sampler));"
+        "import tamis, tamis.training; s = tamis.SeTaSampler(9, epochs=2); "
+        "[s.step(ids, ids.float()) for ids, _ in d.DataLoader(tamis.WithIndex(list(range(9))), sampler=s)];"
+        "assert before == (dict(vars(d.DataLoader)), dict(vars(d.Sampler)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

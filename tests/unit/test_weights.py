@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.errors import DataError, NonFiniteLossError, RecipeError
-from tamis.training.weights import STRATEGIES, reweight, with_importance
+from tamis.training.weights import STRATEGIES, LinearSchedule, focal, reweight, with_importance
 
 batches = st.lists(st.floats(0, 50, width=32), min_size=1, max_size=16)
 temperatures = st.floats(0.05, 10)
@@ -154,3 +154,29 @@ def test_non_finite_losses_are_named(losses):
 def test_reweight_refuses(arguments, error):
     with pytest.raises(error):
         reweight(*arguments)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_is_the_papers_formula(gamma):
+    probabilities = np.array([1.0, 0.9, 0.5, 1e-9])
+    losses = -np.log(probabilities)
+    np.testing.assert_allclose(focal(losses, gamma), (1 - probabilities) ** gamma, rtol=1e-9, atol=1e-12)
+    tensor = torch.tensor(losses, dtype=torch.float32, requires_grad=True)
+    weights = focal(tensor, gamma)
+    assert not weights.requires_grad
+    np.testing.assert_allclose(weights.numpy(), (1 - probabilities) ** gamma, rtol=1e-5, atol=1e-6)
+
+
+def test_focal_refuses():
+    with pytest.raises(RecipeError):
+        focal(np.ones(2), -1.0)
+    with pytest.raises(DataError, match="at least 0"):
+        focal(np.array([-0.1]))
+    with pytest.raises(NonFiniteLossError):
+        focal(np.array([np.nan]))
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 1.0, 5), (1.0, math.inf, 5), (1.0, 1.0, 0)])
+def test_a_schedule_refuses(arguments):
+    with pytest.raises(RecipeError):
+        LinearSchedule(*arguments)

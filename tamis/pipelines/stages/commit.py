@@ -210,10 +210,14 @@ def _audit(inputs: Inputs, index: pa.Table) -> tuple[pa.Table, list[str], np.nda
     decision = np.zeros(n, np.int8)
     stage = np.zeros(n, np.int16)
     kept_row, score = np.full(n, -1, np.int64), np.full(n, np.nan)
+    partition = np.full(n, -1, np.int32)
     reasons = [_KEPT_REASON]
     reason = np.zeros(n, np.uint16)
     for item in inputs.all("effects"):
         table = inputs.open(item)
+        if "partition" in table.column_names:
+            partition[:] = -1
+            partition[table["row"].to_numpy()] = table["partition"].to_numpy()
         gone = table.filter(pc.not_equal(table["decision"], KEPT))
         if not gone.num_rows:
             continue
@@ -239,9 +243,10 @@ def _audit(inputs: Inputs, index: pa.Table) -> tuple[pa.Table, list[str], np.nda
             "reason": pa.array(reason, pa.uint16()),
             "kept_row": pa.array(kept_row, pa.int64(), mask=kept_row < 0),
             "score": pa.array(score, pa.float64(), mask=np.isnan(score)),
+            "partition": pa.array(partition, pa.int32(), mask=partition < 0),
         }
     )
     return table, reasons, stands_for
 
 
-TASKS = {"manifest": Task(manifest)}
+TASKS = {"manifest": Task(manifest, version=2)}

@@ -16,6 +16,9 @@ from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.sources import take_rows
 from tamis.pipelines.state import alive_rows, effect, generator, values, vectors
 
+LEDGER = "ledger.arrow"
+"""The training ledger in the folder of a training."""
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -27,9 +30,12 @@ def expand(config: ScoreConfig, flow: Flow, context: Context, add: Add) -> Flow:
     """Add one node a fold and one that joins them, or one that reads the file: column `loss`."""
     if config.from_ is not None:
         path = context.folder / config.from_
+        if path.is_dir():
+            path = path / LEDGER
         if not path.is_file():
-            raise RecipeError(f"score: no file of losses at {path}")
-        params = {"sha256": sha256_file(path), "column": config.column, "id_column": config.id_column}
+            raise RecipeError(f"score: no file of losses at {path}; give a table, or the folder of a training")
+        names = ("column", "id_column", "missing")
+        params = {"sha256": sha256_file(path), **{name: getattr(config, name) for name in names}}
         joined = add("score.read", params, {"alive": [flow.alive], "index": [flow.index]}, hints={"file": str(path)})
     else:
         flow.need_label("score with method proxy")
@@ -135,42 +141,53 @@ def join(params: Mapping[str, Any], inputs: Inputs) -> Output:
 def read(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Join a file of losses to the rows by sample id."""
     alive = alive_rows(inputs)
-    files = scan_all(inputs.hints["file"])
-    table = take_rows(files, np.arange(files[0].rows), [params["id_column"], params["column"]])
+    path = inputs.hints["file"]
+    files = scan_all(path)
+    column = params["column"]
+    if column == "auto":
+        column = "loss" if "loss" in files[0].columns or "last_loss" not in files[0].columns else "last_loss"
+    table = take_rows(files, np.arange(files[0].rows), [params["id_column"], column])
     given = table[params["id_column"]].cast(pa.string())
     counts = pc.value_counts(given.drop_null())
     twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
     if twice:
         raise DataError(
-            f"{inputs.hints['file']}: column {params['id_column']!r} holds {len(twice)} ids more than once: "
+            f"{path}: column {params['id_column']!r} holds {len(twice)} ids more than once: "
             f"{', '.join(twice[:10])}; one loss a sample is needed"
         )
     index = inputs.table("index")
     ids = index["sample_id"].take(pa.array(alive)).cast(pa.string())
     at = pc.index_in(ids, given.combine_chunks())
-    if at.null_count:
-        missing = ids.filter(pc.is_null(at)).to_pylist()
-        raise DataError(
-            f"{inputs.hints['file']} has no loss for {len(missing)} of {len(alive)} rows: "
-            f"{', '.join(missing[:10])}; give one for each"
-        )
     try:
-        loss = table[params["column"]].take(at).combine_chunks().cast(pa.float64())
+        loss = table[column].take(at).combine_chunks().cast(pa.float64())
     except pa.ArrowException as error:
         raise DataError(
-            f"{inputs.hints['file']}: column {params['column']!r} holds no numbers: {error}; name the column of "
-            "the losses with score.column"
+            f"{path}: column {column!r} holds no numbers: {error}; name the column of the losses with score.column"
         ) from error
+    missing = loss.is_null()
+    lacking = int(pc.sum(missing).as_py() or 0)
+    if lacking and params["missing"] == "refuse":
+        shown = ", ".join(ids.filter(missing).to_pylist()[:10])
+        raise DataError(
+            f"{path} has no loss for {lacking} of {len(alive)} rows: {shown}; give one for each, or set "
+            "score.missing: median"
+        )
+    if lacking == len(alive) > 0:
+        raise DataError(f"{path} has no loss for any of the {len(alive)} rows; is it of the same dataset?")
     numbers = loss.to_numpy(zero_copy_only=False)
-    bad = np.flatnonzero(~np.isfinite(numbers))
+    known = ~missing.to_numpy(zero_copy_only=False)
+    bad = np.flatnonzero(known & ~np.isfinite(numbers))
     if len(bad):
         shown = ", ".join(ids[int(i)].as_py() for i in bad[:10])
-        raise DataError(f"{inputs.hints['file']}: {len(bad)} losses are null, NaN or infinite: {shown}")
-    return Output(effect(alive, loss=loss), {"mean_loss": round(float(numbers.mean()), 6) if len(numbers) else 0.0})
+        raise DataError(f"{path}: {len(bad)} losses are NaN or infinite: {shown}")
+    if lacking:
+        numbers = np.where(known, numbers, np.median(numbers[known]))
+    facts = {"mean_loss": round(float(numbers.mean()), 6) if len(numbers) else 0.0, "without_loss": lacking}
+    return Output(effect(alive, loss=pa.array(numbers, pa.float64())), facts)
 
 
 TASKS = {
     "fold": Task(fold, libraries=("sklearn.linear_model",), packages=("scikit-learn", "scipy")),
     "join": Task(join),
-    "read": Task(read),
+    "read": Task(read, version=2),
 }

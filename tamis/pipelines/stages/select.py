@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -330,11 +331,19 @@ def take(params: Mapping[str, Any], inputs: Inputs) -> Output:
     rows = alive[order]
     budget = _budget(params, len(rows))
     rng = generator(params)
+    columns: dict[str, pa.Array] = {}
     if params["method"] in _SPREAD:
-        chosen, gains, facts = _from_partitions(params, inputs, rows, rng)
+        plan = _Plan.read(inputs)
+        assert np.array_equal(plan.rows, rows)  # both in canonical order
+        chosen, gains, facts = _from_partitions(params, inputs, plan, rng)
+        if params["method"] == "ingenious":  # a training may draw again (`IngeniousSampler`)
+            part = np.empty(len(alive), np.int32)
+            part[order] = plan.parts
+            columns["partition"] = pa.array(part, pa.int32())
     else:
         chosen, gains, facts = _uniform(params, inputs, rows, budget, rng), None, {}
-    return _output(params, alive, order, chosen, gains, {"budget": budget, "method": params["method"], **facts})
+    facts = {"budget": budget, "method": params["method"], **facts}
+    return _output(params, alive, order, chosen, gains, facts, columns)
 
 
 def whole(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -375,13 +384,19 @@ def _beside(inputs: Inputs) -> npt.NDArray[np.float32]:
 
 
 def _output(
-    params: Mapping[str, Any], alive: Rows, order: Rows, chosen: Rows, gains: Floats | None, facts: dict[str, Any]
+    params: Mapping[str, Any],
+    alive: Rows,
+    order: Rows,
+    chosen: Rows,
+    gains: Floats | None,
+    facts: dict[str, Any],
+    columns: Mapping[str, pa.Array] = MappingProxyType({}),
 ) -> Output:
     """What became of every row; `chosen` and `gains` are in canonical order."""
     rank_of = np.full(len(alive), -1, np.int32)
     rank_of[order[chosen]] = np.arange(len(chosen), dtype=np.int32)
     stays = rank_of >= 0
-    columns = {"rank": pa.array(rank_of, pa.int32(), mask=~stays)}
+    columns = {**columns, "rank": pa.array(rank_of, pa.int32(), mask=~stays)}
     score = None
     if gains is not None:
         score = np.full(len(alive), np.nan)
@@ -412,18 +427,16 @@ def _uniform(params: Mapping[str, Any], inputs: Inputs, rows: Rows, budget: int,
 
 
 def _from_partitions(
-    params: Mapping[str, Any], inputs: Inputs, rows: Rows, rng: np.random.Generator
+    params: Mapping[str, Any], inputs: Inputs, plan: _Plan, rng: np.random.Generator
 ) -> tuple[Rows, Floats, dict[str, Any]]:
     """Return the chosen places in rank order, every place's gain (NaN: not computed), and facts."""
     from tamis.selectors.ingenious import draw_shares, overlap_diagnostics
 
-    plan = _Plan.read(inputs)
-    assert np.array_equal(plan.rows, rows)  # both in canonical order
-    gains = np.full(len(rows), np.nan)
+    gains = np.full(len(plan.rows), np.nan)
     chosen: list[Rows] = []
     objective = bound = 0.0
     overlaps: list[dict[str, int]] = []
-    shares = _shares(params, len(rows), plan.groups)
+    shares = _shares(params, len(plan.rows), plan.groups)
     rankings = plan.rankings(inputs) if inputs.all("rankings") else {}
     lists = list(_listed(inputs))
     for group, share in shares.items():
@@ -515,6 +528,6 @@ TASKS = {
     "partition": Task(partition, version=2, packages=("numba",)),
     "rank": Task(rank, version=2, packages=("numba",)),
     "list": Task(listing, packages=("numba",)),
-    "take": Task(take, packages=("numba",)),
+    "take": Task(take, version=2, packages=("numba",)),
     "whole": Task(whole, libraries=("faiss",), packages=("faiss-cpu", "numba")),
 }

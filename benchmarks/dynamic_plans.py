@@ -1,0 +1,143 @@
+"""How long does it take to plan an epoch of SeTa, and what does a sampler add to a training step?
+
+Planning, from losses: `ours` is `tamis.selectors.dynamic.seta`, with its exact 1-D k-means. `theirs` does what the
+authors' release does: scikit-learn's KMeans on one column, then a Python loop over the samples. Both on one thread.
+
+A step: a small convolutional network on images of 28 x 28 at batch 128, and what `sampler.step` takes beyond the plain
+mean of the losses, on two threads. The state of a sampler is measured for 1,000 and for 10 million samples.
+
+    python benchmarks/dynamic_plans.py [--repeat 3] [--quick]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import _measure
+import click
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+SIZES = (3_000_000, 10_000_000)
+GROUPS, SCALE, EPOCH = 10, 0.5, 3
+BATCH, STEPS = 128, 60
+
+
+def made_up_losses(n: int) -> npt.NDArray[np.float32]:
+    """Losses as of a classifier after some epochs: many small ones, and a long tail."""
+    return np.random.default_rng(0).gamma(0.7, 0.8, n).astype(np.float32)
+
+
+def theirs(losses: npt.NDArray[np.float32]) -> list[int]:
+    """The samples in SeTa's window, as the release finds them."""
+    from sklearn.cluster import KMeans
+
+    fitted = KMeans(n_clusters=GROUPS, random_state=0).fit(losses.reshape(-1, 1))
+    rank = np.argsort(np.argsort(fitted.cluster_centers_[:, 0]))
+    width = round(SCALE * GROUPS)
+    start = EPOCH % (GROUPS - width + 1)
+    window = {int(group) for group in range(GROUPS) if start <= rank[group] < start + width}
+    return [sample for sample, label in enumerate(fitted.labels_) if int(label) in window]
+
+
+def planning(n: int, repeat: int) -> dict[str, Any]:
+    """Both on n losses."""
+    from tamis.selectors.dynamic import seta
+
+    losses, seen = made_up_losses(n), np.ones(n, np.int64)
+    plans: dict[str, Any] = {}
+
+    def ours() -> None:
+        plans["ours"] = seta(losses, seen, EPOCH, np.random.default_rng(0), epochs=12, num_group=GROUPS).indices
+
+    def peer() -> None:
+        plans["theirs"] = theirs(losses)
+
+    with _measure.one_thread():
+        seta(losses[:10_000], seen[:10_000], EPOCH, np.random.default_rng(0), epochs=12)
+        times = _measure.alternate({"ours": ours, "theirs": peer}, repeat)
+    common = np.intersect1d(plans["ours"], plans["theirs"]).size
+    return {
+        "samples": n,
+        "seconds": times,
+        "ratio": _measure.ratio(times),
+        "planned": {side: len(plan) for side, plan in plans.items()},
+        "in_common": common,
+    }
+
+
+def stepping(steps: int, repeat: int) -> dict[str, Any]:
+    """Seconds of a training step, and of the sampler's part in it."""
+    import torch
+    from torch import nn
+
+    import tamis
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 49, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+    images, labels = torch.randn(BATCH, 1, 28, 28), torch.randint(0, 10, (BATCH,))
+    sampler = tamis.SeTaSampler(60_000, epochs=12, strategy="linupper")
+    ids = torch.randperm(60_000)[:BATCH]
+    own: list[float] = []
+    whole: list[float] = []
+    for step in range(10 + repeat * steps):
+        began = time.perf_counter()
+        losses = nn.functional.cross_entropy(model(images), labels, reduction="none")
+        before = time.perf_counter()
+        loss = sampler.step(ids, losses)
+        after = time.perf_counter()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if step >= 10:
+            own.append(after - before)
+            whole.append(time.perf_counter() - began)
+    return {
+        "step_seconds": statistics.median(whole),
+        "sampler_seconds": statistics.median(own),
+        "share": statistics.median(own) / statistics.median(whole),
+        "state_bytes": {
+            str(n): len(json.dumps(tamis.SeTaSampler(n, epochs=12).state_dict())) for n in (1_000, 10_000_000)
+        },
+    }
+
+
+@click.command()
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--quick", is_flag=True, help="A smoke run on few samples; prints, and writes nothing.")
+def main(repeat: int, quick: bool) -> None:
+    """Measure, and write results/dynamic_plans.json."""
+    plans = [planning(n, repeat) for n in ((20_000,) if quick else SIZES)]
+    steps = stepping(3 if quick else STEPS, repeat)
+    aims = [
+        _measure.aim(
+            f"SeTa's plan of an epoch from {plan['samples']:,} losses, 10 groups",
+            "scikit-learn KMeans and a Python loop, as in the authors' release",
+            plan["ratio"],
+            at_least=200,
+        )
+        for plan in plans
+    ]
+    aims.append(
+        _measure.aim(
+            "sampler, score table and weights in a step of a small CNN, batch 128",
+            "the whole step",
+            100 * steps["share"],
+            at_most=1,
+            unit="%",
+        )
+    )
+    _measure.finish("dynamic_plans", {"plans": plans, "steps": steps, "aims": aims, "repeat": repeat}, not quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The processes of a distributed training: who one is, and what all of them saw in a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from tamis.errors import RecipeError
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One process among several.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many there are (the world size).
+    """
+
+    rank: int = 0
+    size: int = 1
+
+
+def resolve(num_replicas: int | None, rank: int | None) -> Ranks:
+    """Who this process is: as given, or as torch.distributed says where it is initialised, or alone.
+
+    Raises:
+        RecipeError: Only one of the two is given, or they do not fit together.
+    """
+    if (num_replicas is None) != (rank is None):
+        raise RecipeError(f"num_replicas is {num_replicas} and rank {rank}; give both or neither")
+    if num_replicas is not None and rank is not None:
+        if not 0 <= rank < num_replicas:
+            raise RecipeError(f"rank is {rank} of {num_replicas}; it must be in 0 .. {num_replicas - 1}")
+        return Ranks(rank, num_replicas)
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks()
+
+
+def join(values: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """The values of all processes in the order of the samples: first each one's first, then each one's second.
+
+    Processes take turns in the order of an epoch (see `PlanSampler`), so that this is the order of the epoch.
+
+    Args:
+        values: [m], of the same length and dtype in every process. int64 ids are gathered apart from losses:
+            joined into one float32 tensor they would be inexact beyond 2^24.
+        ranks: Who this process is.
+
+    Returns:
+        [m * size], detached, on the device of the values.
+
+    Raises:
+        RecipeError: There are several processes, but torch.distributed is not initialised.
+    """
+    detached = values.detach()
+    if ranks.size == 1:
+        return detached
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RecipeError(
+            f"the sampler is one of {ranks.size} processes, but torch.distributed is not initialised; "
+            "call torch.distributed.init_process_group, or run under torchrun"
+        )
+    # NCCL only takes what lies on a GPU, gloo only what does not.
+    device = torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else "cpu"
+    own = detached.to(device).contiguous()
+    parts = [torch.empty_like(own) for _ in range(ranks.size)]
+    dist.all_gather(parts, own)
+    return torch.stack(parts, dim=1).reshape(-1).to(detached.device)
