@@ -22,11 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    import numpy.typing as npt
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "data"
 
@@ -69,6 +72,7 @@ class DebianPackage:
 
 GCIDE = DebianPackage("dict-gcide", "a dictionary of 125,000 entries (GPL-2+)")
 KERNEL_DOCS = DebianPackage("linux-doc-6.1", "the Linux kernel's documentation, 95,000 paragraphs (GPL-2)")
+FASHION_MNIST = DebianPackage("dataset-fashion-mnist", "70,000 images of clothes in 10 classes (MIT)")
 
 
 def fetch(package: Package) -> Path:
@@ -167,13 +171,10 @@ def _debian_texts(
         print(f"fetching {package.about} from the Debian package {package.name}", file=sys.stderr, flush=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            _command(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", package.name], Path(folder))
-            (archive,) = Path(folder).glob("*.deb")
-            version = _command(["dpkg-deb", "--field", archive.name, "Version"], Path(folder)).strip()
-            _command(["dpkg-deb", "--extract", archive.name, "unpacked"], Path(folder))
+            unpacked, version = _unpacked(package, Path(folder))
             read = hashlib.sha256()
             found: dict[str, None] = {}  # an ordered set
-            for path in sorted(files(Path(folder) / "unpacked")):
+            for path in sorted(files(unpacked)):
                 content = gzip.decompress(path.read_bytes())
                 read.update(hashlib.sha256(content).digest())
                 whole = (" ".join(text.split()) for text in texts(content.decode("utf-8", "replace")))
@@ -184,6 +185,40 @@ def _debian_texts(
         pq.write_table(table.replace_schema_metadata(source), partial)
         partial.rename(target)
     return target
+
+
+def fashion_mnist() -> dict[str, Path]:
+    """Return the four IDX files of Fashion-MNIST, gzipped: train-images, train-labels, t10k-images, t10k-labels."""
+    target = CACHE / FASHION_MNIST.name
+    names = {name: target / f"{name}.gz" for name in ("train-images", "train-labels", "t10k-images", "t10k-labels")}
+    if not all(path.is_file() for path in names.values()):
+        print(f"fetching {FASHION_MNIST.about} from {FASHION_MNIST.name}", file=sys.stderr, flush=True)
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            unpacked, version = _unpacked(FASHION_MNIST, Path(folder))
+            for name, path in names.items():
+                (found,) = unpacked.rglob(f"{name}-idx?-ubyte.gz")
+                found.rename(path)
+            (target / "version.txt").write_text(version)
+    return names
+
+
+def read_idx(path: Path) -> npt.NDArray[np.uint8]:
+    """The array of bytes in a gzipped IDX file."""
+    raw = gzip.decompress(path.read_bytes())
+    if raw[:3] != b"\0\0\x08":
+        raise SystemExit(f"{path} is not an IDX file of bytes")
+    shape = np.frombuffer(raw, ">u4", raw[3], 4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+
+def _unpacked(package: DebianPackage, folder: Path) -> tuple[Path, str]:
+    """Download a Debian package to a folder and unpack it there; where its files are, and its version."""
+    _command(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", package.name], folder)
+    (archive,) = folder.glob("*.deb")
+    version = _command(["dpkg-deb", "--field", archive.name, "Version"], folder).strip()
+    _command(["dpkg-deb", "--extract", archive.name, "unpacked"], folder)
+    return folder / "unpacked", version
 
 
 def _command(command: Sequence[str], folder: Path) -> str:

@@ -111,6 +111,15 @@ def test_certificate():
         assert row["same_list_without"]
 
 
+def test_dynamic_plans():
+    results = quick("dynamic_plans")
+    (plan,) = results["plans"]
+    assert plan["in_common"] > 0.8 * max(plan["planned"].values())
+    assert 0 < results["steps"]["share"] < 1
+    small, large = results["steps"]["state_bytes"].values()
+    assert large - small == len("10000000") - len("1000")  # n itself, and nothing that grows with it
+
+
 def test_alternate_turns_the_order_round_and_takes_what_a_function_has_timed_itself(measure):
     calls = []
 
