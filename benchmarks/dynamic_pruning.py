@@ -1,9 +1,9 @@
 """What does dynamic pruning save on images, and what does it cost in accuracy?
 
 Fashion-MNIST, a small convolutional network, equal epochs: full, random (as many samples as SeTa saw), InfoBatch, SeTa,
-SeTa with LinUpper, the hardest samples; clean, and with a fifth of the training labels replaced by another class. Every run
-of a seed starts from the same weights. Accuracy is on the 10,000 test images, labels untouched; samples seen and wall
-time are of the training alone. Means over seeds with 95 % intervals (Student's t); a method is within the full run's
+SeTa with LinUpper, the hardest samples; clean, and with a fifth of the training labels replaced by another class. Every
+run of a seed starts from the same weights. Accuracy is on the 10,000 test images, labels untouched; samples seen and
+wall time are of the training alone. Means over seeds with 95 % intervals (Student's t); a method is within the full run's
 interval if its mean is.
 
     python benchmarks/dynamic_pruning.py [--seeds 3] [--epochs 10] [--device cpu] [--quick]
@@ -53,7 +53,9 @@ def images(device: str) -> dict[str, torch.Tensor]:
     """The four arrays: pixels scaled to mean 0 and variance 1, labels int64."""
     files = fetch.fashion_mnist()
     found = {name: torch.from_numpy(fetch.read_idx(path).copy()) for name, path in files.items()}
-    pixels = {name: (found[name].float().unsqueeze(1) / 255 - 0.2860) / 0.3530 for name in ("train-images", "t10k-images")}
+    pixels = {
+        name: (found[name].float().unsqueeze(1) / 255 - 0.2860) / 0.3530 for name in ("train-images", "t10k-images")
+    }
     labels = {name: found[name].long() for name in ("train-labels", "t10k-labels")}
     return {name: array.to(device) for name, array in (pixels | labels).items()}
 

@@ -7,10 +7,13 @@ seconds, memory, and the exponent of the seconds' growth. Two threads; each meas
 memory is counted whole, embeddings and libraries included. The other core must be idle.
 
     python benchmarks/facility_location_scale.py [--repeat 3] [--quick] [--rows N] [--data gmm|text]
+    python benchmarks/facility_location_scale.py --profile 1000000         # where sparse's time goes, on one thread
 """
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 import statistics
 import tempfile
 from pathlib import Path
@@ -89,6 +92,14 @@ def grow(sizes: tuple[int, ...], repeat: int, threads: int) -> dict[str, Any]:
     return {"data": "gmm", "runs": runs, "exponent": exponent}
 
 
+def profile(n: int) -> None:
+    """Print where the sparse engine's time goes on one thread, the twelve largest parts."""
+    given = generate(n, "sparse", 1)
+    watched = cProfile.Profile()
+    watched.runcall(select, *given)
+    pstats.Stats(watched).strip_dirs().sort_stats("tottime").print_stats(12)
+
+
 def _summary(children: list[_measure.Child]) -> dict[str, Any]:
     return {
         "repeat": len(children),
@@ -136,8 +147,12 @@ def aims_of_growth(growth: dict[str, Any], threads: int) -> list[dict[str, Any]]
 @click.option("--quick", is_flag=True, help="A smoke run on a few made-up rows; prints, and writes nothing.")
 @click.option("--rows", type=click.IntRange(200), help="Another size; prints, and writes nothing.")
 @click.option("--data", type=click.Choice(list(_data.DATA)), multiple=True, default=("gmm", "text"), show_default=True)
-def main(repeat: int, threads: int, quick: bool, rows: int | None, data: tuple[str, ...]) -> None:
+@click.option("--profile", "profiled", type=click.IntRange(200), help="Profile the sparse engine on so many rows.")
+def main(repeat: int, threads: int, quick: bool, rows: int | None, data: tuple[str, ...], profiled: int | None) -> None:
     """Measure, and write results/facility_location_scale.json."""
+    if profiled is not None:
+        profile(profiled)
+        return
     n = rows or (600 if quick else ROWS)
     sizes = (n, 2 * n) if rows or quick else SIZES
     with tempfile.TemporaryDirectory() as folder:

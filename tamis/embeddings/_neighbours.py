@@ -14,6 +14,7 @@ UInt16 = npt.NDArray[np.uint16]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
 
 
 @njit(cache=True, nogil=True)
@@ -189,58 +190,79 @@ def invert_probes(probes: Int32, size: Int64, enough: int, first: int, last: int
 
 
 @njit(cache=True, nogil=True)
-def union_symmetric(neighbours: Int32, similarity: UInt16, unit: int) -> tuple[Int64, Int32, UInt16]:
-    """Lists in which i and j are each other's if either lists the other, and each row itself with similarity `unit`.
+def mark_mutual(neighbours: Int32, first: int, last: int, mutual: Bool) -> None:
+    """Whether each neighbour of rows first .. last - 1 lists the row too: bool[n, k], written."""
+    count = neighbours.shape[1]
+    for i in range(first, last):
+        for c in range(count):
+            j = neighbours[i, c]
+            found = False
+            if j >= 0:
+                back = neighbours[j]
+                for b in range(count):
+                    found |= back[b] == i
+            mutual[i, c] = found
+
+
+@njit(cache=True, nogil=True)
+def list_lengths(neighbours: Int32, mutual: Bool, first: int, last: int, length: Int64) -> None:
+    """How long the union-symmetric lists of rows first .. last - 1 are, each with the row itself: int64[n], written."""
+    n, count = neighbours.shape
+    for i in range(first, last):
+        length[i] = 1
+    for i in range(n):
+        own = first <= i < last
+        for c in range(count):
+            j = neighbours[i, c]
+            if j < 0 or j == i:
+                continue
+            if own:
+                length[i] += 1
+            if first <= j < last and not mutual[i, c]:
+                length[j] += 1
+
+
+@njit(cache=True, nogil=True)
+def fill_lists(
+    neighbours: Int32,
+    similarity: UInt16,
+    mutual: Bool,
+    unit: int,
+    first: int,
+    last: int,
+    place: Int64,
+    column: Int32,
+    value: UInt16,
+) -> None:
+    """Write the union-symmetric lists of rows first .. last - 1, each with the row itself in front.
 
     Args:
         neighbours: int32[n, k], -1 for none.
         similarity: uint16[n, k].
+        mutual: bool[n, k], of `mark_mutual`.
         unit: Similarity 1.
-
-    Returns:
-        Starts int64[n + 1], neighbours int32 (the row itself first), similarities uint16.
+        first: Whose lists to write: from this row,
+        last: to the one before this.
+        place: int64[n], where each list begins; changed.
+        column: int32, written.
+        value: uint16, written.
     """
-    n, k = neighbours.shape
-    start = np.zeros(n + 1, np.int64)
-    for i in range(n):
-        start[i + 1] += 1
-        for c in range(k):
-            j = neighbours[i, c]
-            if j >= 0 and j != i:
-                start[i + 1] += 1
-                start[j + 1] += 1
-    for i in range(n):
-        start[i + 1] += start[i]
-    column = np.empty(start[n], np.int32)
-    value = np.empty(start[n], np.uint16)
-    place = start[:-1].copy()
-    for i in range(n):
+    n, count = neighbours.shape
+    for i in range(first, last):
         column[place[i]] = i
         value[place[i]] = unit
         place[i] += 1
     for i in range(n):
-        for c in range(k):
+        own = first <= i < last
+        for c in range(count):
             j = neighbours[i, c]
-            if j >= 0 and j != i:
-                v = similarity[i, c]
+            if j < 0 or j == i:
+                continue
+            if own:
                 column[place[i]] = j
-                value[place[i]] = v
+                value[place[i]] = similarity[i, c]
                 place[i] += 1
+            if first <= j < last and not mutual[i, c]:
                 column[place[j]] = i
-                value[place[j]] = v
+                value[place[j]] = similarity[i, c]
                 place[j] += 1
-    # Mutual neighbours stand twice, with one and the same similarity.
-    seen = np.full(n, -1, np.int32)
-    kept = 0
-    for i in range(n):
-        begin, end = start[i], start[i + 1]
-        start[i] = kept
-        for p in range(begin, end):
-            j = column[p]
-            if seen[j] != i:
-                seen[j] = i
-                column[kept] = j
-                value[kept] = value[p]
-                kept += 1
-    start[n] = kept
-    return start, column[:kept].copy(), value[:kept].copy()

@@ -184,20 +184,36 @@ def _read(found: Int64, order: Int64, threads: int) -> tuple[Int32, UInt16]:
     return neighbours, similarity
 
 
-def symmetric_lists(neighbours: Int32, similarity: UInt16) -> Lists:
+def symmetric_lists(neighbours: Int32, similarity: UInt16, threads: int = 1) -> Lists:
     """The union-symmetric graph of nearest neighbours: i and j are joined if either finds the other.
 
     Args:
         neighbours: int32[n, k] of `nearest_neighbours`.
         similarity: uint16[n, k] likewise.
+        threads: Threads to use. The result does not depend on it.
 
     Returns:
         Starts int64[n + 1], neighbours int32 (the row itself first) and cosines, uint16 in units of 2^-15.
     """
     from tamis.embeddings import _neighbours
 
-    lists: Lists = _neighbours.union_symmetric(neighbours, similarity, UNIT)
-    return lists
+    n = len(neighbours)
+    mutual, length = np.empty(neighbours.shape, np.bool_), np.empty(n, np.int64)
+
+    def mine(share: int) -> tuple[int, int]:
+        return n * share // threads, n * (share + 1) // threads
+
+    each(threads, lambda share: _neighbours.mark_mutual(neighbours, *mine(share), mutual), range(threads))
+    each(threads, lambda share: _neighbours.list_lengths(neighbours, mutual, *mine(share), length), range(threads))
+    start = np.concatenate((np.zeros(1, np.int64), np.cumsum(length)))
+    column, value, place = np.empty(start[-1], np.int32), np.empty(start[-1], np.uint16), start[:-1].copy()
+
+    def fill(share: int) -> None:
+        first, last = mine(share)
+        _neighbours.fill_lists(neighbours, similarity, mutual, UNIT, first, last, place, column, value)
+
+    each(threads, fill, range(threads))
+    return start, column, value
 
 
 def neighbour_graph(
@@ -218,7 +234,7 @@ def neighbour_graph(
 
     with one_blas_thread():
         found = nearest_neighbours(make_cells(X_unit, probes=probes, threads=threads), k, threads=threads)
-        start, column, value = symmetric_lists(*found)
+        start, column, value = symmetric_lists(*found, threads)
     return scipy.sparse.csr_matrix(
         (value.astype(np.float32) / np.float32(UNIT), column, start), shape=(len(X_unit), len(X_unit))
     )

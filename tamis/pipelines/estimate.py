@@ -92,8 +92,9 @@ def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
         sample = min(rows, params["fit_rows"])
         return sample * k * dim * params["iterations"] / 8e9 + 0.05, 8 * sample * dim, 4 * k * dim
     if node.task == "dedup.pairs":
-        share = rows / params["shards"]
-        return share * 1000 * dim / 2e10 + share * 2e-5, 4e6 + 8 * share * dim, share * 20
+        share, probes = rows / params["shards"], _probes(plan, node)
+        held = min(rows, (1 + 3 * (probes > 1)) * share)  # with visitors, a few cells' at a time
+        return probes * share * 1000 * dim / 2e10 + share * 2e-5, 4e6 + 8 * held * dim, share * 20
     if node.task == "select.rank":
         size = min(rows, _partition_rows(plan, node))
         return (
@@ -112,6 +113,11 @@ def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
 def _partition_rows(plan: Plan, node: Node) -> int:
     (name, _, _) = node.inputs["partitions"][0]
     return int(plan.nodes[name].params["partition_rows"])
+
+
+def _probes(plan: Plan, node: Node) -> int:
+    (name, _, _) = node.inputs["assigned"][0]
+    return int(plan.nodes[name].params["probes"])
 
 
 def _dim(plan: Plan) -> int:

@@ -471,7 +471,9 @@ class _How:
     def _sparse(self, unit: Float32, terms: Terms) -> Selection:
         cells = make_cells(unit, probes=self.probes, threads=self.threads, device=self.device)
         found = nearest_neighbours(cells, self.neighbours, threads=self.threads, device=self.device)
-        return self._approximate(unit, cells, found, on_neighbours(*found, terms), terms, "sparse")
+        return self._approximate(
+            unit, cells, found, on_neighbours(*found, terms, threads=self.threads), terms, "sparse"
+        )
 
     def _partitioned(self, unit: Float32, terms: Terms) -> Selection:
         cells = ranked_cells(unit, self.threads, self.device)
@@ -561,7 +563,9 @@ def proposals_of(rankings: Sequence[Ranking], budget: int) -> Int64:
     return np.sort(merge_rankings(rankings, min(ranked, _PROPOSALS * budget))[0])
 
 
-def on_neighbours(neighbours: Int32, similarity: UInt16, terms: Terms, *, symmetric: bool = True) -> Trace:
+def on_neighbours(
+    neighbours: Int32, similarity: UInt16, terms: Terms, *, symmetric: bool = True, threads: int = 1
+) -> Trace:
     """Greedy facility location on the neighbours that each row found.
 
     A pair that is not listed is less similar than the row's last neighbour, so every row is taken to have nearly
@@ -574,6 +578,7 @@ def on_neighbours(neighbours: Int32, similarity: UInt16, terms: Terms, *, symmet
         terms: What to maximise.
         symmetric: Whether a row is represented by those that find it too; False where neighbours were sought among
             a few proposals only.
+        threads: Threads to use. The result does not depend on it.
 
     Returns:
         The trace; its gains count from that floor.
@@ -583,7 +588,7 @@ def on_neighbours(neighbours: Int32, similarity: UInt16, terms: Terms, *, symmet
     floor = (similarity[:, -1] * _FLOOR).astype(np.uint16)
     terms = dataclasses.replace(terms, low=floor if terms.low is None else np.maximum(floor, terms.low))
     if symmetric:
-        lists = symmetric_lists(neighbours, similarity)
+        lists = symmetric_lists(neighbours, similarity, threads)
         return maximise_lists(lists, lists, terms)
     found = neighbours >= 0
     start = np.concatenate(([0], np.cumsum(found.sum(axis=1))))

@@ -132,15 +132,20 @@ def make_cells(
         cell_rows: The most rows of a cell; a larger cluster is split into cells, which get no visitors.
         seed: Of the k-means that splits.
         load: Gives the unit vectors of rows.
-        clusters: Only the cells of these clusters; None for all.
+        clusters: Only the cells of these clusters, each in 0 .. near.max(); None for all.
 
     Returns:
         The cells, by ascending cluster.
     """
     own = near[:, 0]
-    made = np.unique(own) if clusters is None else np.intersect1d(own, clusters)
-    members = np.flatnonzero(np.isin(own, made))
-    visitors, column = np.nonzero(np.isin(near[:, 1:], made))
+    wanted = np.full(int(near.max(initial=-1)) + 1, clusters is None)
+    if clusters is not None:
+        wanted[clusters] = True
+    members = np.flatnonzero(wanted[own])
+    made = np.unique(own[members])
+    wanted[:] = False
+    wanted[made] = True  # a cluster of no rows has no visitors
+    visitors, column = np.nonzero(wanted[near[:, 1:]])
     visited = near[visitors, column + 1]
     visitors_of = dict(zip(np.unique(visited).tolist(), grouped(visitors, visited), strict=True))
     nobody = np.empty(0, np.int64)

@@ -251,6 +251,9 @@ def test_lists_are_symmetric_and_the_row_itself_comes_first(make, n, k):
             assert sorted(column[mine].tolist()) == np.flatnonzero(joined[i]).tolist()
             np.testing.assert_array_equal(value[mine], K[i, column[mine]])
         assert start[-1] == joined.sum()
+        for threads in (2, 3, 7):
+            for part, expected in zip(symmetric_lists(found, similarity, threads), (start, column, value), strict=True):
+                np.testing.assert_array_equal(part, expected)
 
 
 def test_the_graph_is_the_lists_as_a_matrix():
