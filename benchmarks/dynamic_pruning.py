@@ -1,10 +1,10 @@
 """What does dynamic pruning save on images, and what does it cost in accuracy?
 
-Fashion-MNIST, a small convolutional network, equal epochs: full, random (as many samples as SeTa saw), InfoBatch, SeTa,
-SeTa with LinUpper, the hardest samples; clean, and with a fifth of the training labels replaced by another class. Every
-run of a seed starts from the same weights. Accuracy is on the 10,000 test images, labels untouched; samples seen and
-wall time are of the training alone. Means over seeds with 95 % intervals (Student's t); a method is within the full run's
-interval if its mean is.
+Fashion-MNIST, a small convolutional network, equal epochs: full, random (as many samples as SeTa saw), InfoBatch,
+SeTa, SeTa with LinUpper, the hardest samples; clean, and with a fifth of the training labels replaced by another class.
+Every run of a seed starts from the same weights. Accuracy is on the 10,000 test images, labels untouched; samples seen
+and wall time are of the training alone. Means over seeds with 95 % intervals (Student's t); a method is within the full
+run's interval if its mean is.
 
     python benchmarks/dynamic_pruning.py [--seeds 3] [--epochs 10] [--device cpu] [--quick]
 """
