@@ -89,7 +89,7 @@ def near_duplicates(
 
     >>> kept_of, cosine = near_duplicates(np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.1]]), eps=0.01)
     >>> kept_of.tolist(), cosine.round(3).tolist()
-    ([2, 1, 2], [0.999, 1.0, 1.0])
+    ([0, 1, 0], [1.0, 1.0, 0.999])
     """
     if not 0.0 <= eps <= 2.0:
         raise RecipeError(f"eps {eps!r}: give a number in [0, 2]")

@@ -26,6 +26,9 @@ from tamis.training import (
     with_importance,
 )
 
+# On a machine of one core torch warns of two worker processes.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 N = 50
 
 
