@@ -71,3 +71,5 @@ def main(options):
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
+    if dist.is_initialized():
+        dist.destroy_process_group()  # or a thread of gloo may outlive the interpreter

@@ -99,6 +99,38 @@ def test_kmeans_1d_against_the_quadratic_programme(seed):
         np.testing.assert_array_equal(kmeans_1d(values, groups), expected)
 
 
+def least_error(values, groups):
+    """The least squared error by the quadratic programme over all pairs of positions, for values without repeats."""
+    x = np.sort(values) - values.mean()
+    sums, squares = np.concatenate(([0], np.cumsum(x))), np.concatenate(([0], np.cumsum(x * x)))
+    i, j = np.triu_indices(len(x) + 1, 1)
+    error = np.full((len(x) + 1, len(x) + 1), np.inf)
+    error[i, j] = squares[j] - squares[i] - (sums[j] - sums[i]) ** 2 / (j - i)
+    best = error[0]
+    for _ in range(groups - 1):
+        best = (best[:, None] + error).min(axis=0)
+    return best[-1]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: rng.random(1500),
+        lambda rng: rng.gamma(0.7, size=1500),
+        lambda rng: rng.standard_cauchy(1500),
+        lambda rng: rng.normal(rng.integers(0, 9, 1500), 1e-3),
+        lambda rng: np.where(rng.random(1500) < 0.01, 1e6, 1.0) * rng.random(1500),
+    ],
+)
+def test_narrowing_the_positions_loses_no_optimum(draw):
+    # 1,500 values and 4 groups or more are beyond what the programme takes without narrowing first.
+    for seed in range(3):
+        values = draw(np.random.default_rng(seed))
+        for groups in (4, 7, 10, 16):
+            least = least_error(values, groups)
+            assert squared_error(values, kmeans_1d(values, groups)) <= least * (1 + 1e-9) + 1e-12 * (values**2).sum()
+
+
 def test_kmeans_1d_of_evenly_spaced_values_is_even():
     # Far from 0, where sums of squares that are not centred would have no digits left.
     values = 1e9 + np.arange(60_000.0)
