@@ -72,4 +72,6 @@ def main(options):
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
     if dist.is_initialized():
-        dist.destroy_process_group()  # or a thread of gloo may outlive the interpreter
+        dist.barrier()
+        dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort the interpreter's own end ("terminate called without an active exception")
