@@ -114,6 +114,25 @@ def submodlib(kernel: Any, budget: int, optimizer: str = "LazyGreedy") -> tuple[
     return [row for row, _ in chosen], [gain for _, gain in chosen]
 
 
+def agreement(ours: Any, compatible: Any, theirs: tuple[list[int], list[float]]) -> dict[str, Any]:
+    """How far two greedy runs on one kernel agree.
+
+    Args:
+        ours: Our `Selection`.
+        compatible: Our `Selection` with submodlib's rule for ties.
+        theirs: Rows and gains, as from `submodlib`.
+    """
+    import numpy as np
+
+    rows, gains = theirs
+    return {
+        "same_list": compatible.indices.tolist() == rows,
+        "largest_gain_difference": float(np.abs(compatible.gains - np.asarray(gains)).max()),
+        "same_list_own_ties": ours.indices.tolist() == rows,
+        "f_over_theirs": float(np.sum(ours.gains) / np.sum(gains)),
+    }
+
+
 def dense_kernel(X: Any) -> Any:
     """The kernel that submodlib is given, float32[n, n]: cosines clamped at 0, by the fastest way that numpy has."""
     import numpy as np

@@ -60,7 +60,6 @@ def measure(name: str, n: int, repeat: int) -> dict[str, Any]:
     with _measure.one_thread():
         times = _measure.alternate({"ours": ours, "theirs": theirs}, repeat)
         compatible = on_kernel(kernel, budget=budget, compat="submodlib")
-    rows, gains = found["theirs"]
     return {
         "data": name,
         "sources": _data.sources(name),
@@ -68,10 +67,7 @@ def measure(name: str, n: int, repeat: int) -> dict[str, Any]:
         "budget": budget,
         "seconds": times,
         "ratio": _measure.ratio(times),
-        "same_list": compatible.indices.tolist() == rows,
-        "largest_gain_difference": float(np.abs(np.asarray(compatible.gains) - np.asarray(gains)).max()),
-        "same_list_own_ties": found["ours"].indices.tolist() == rows,
-        "f_over_theirs": float(np.sum(found["ours"].gains) / np.sum(gains)),
+        **_peers.agreement(found["ours"], compatible, found["theirs"]),
     }
 
 

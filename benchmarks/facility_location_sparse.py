@@ -46,7 +46,6 @@ def measure(name: str, n: int, repeat: int) -> dict[str, Any]:
         theirs_seconds = _measure.alternate({"theirs": theirs}, repeat)["theirs"]
         ours_seconds = _measure.alternate({"ours": ours}, OURS)["ours"]
         compatible = on_graph(graph, budget=budget, compat="submodlib")
-    rows, gains = found["theirs"]
     reference = float(np.median(theirs_seconds))
     return {
         "data": name,
@@ -58,10 +57,7 @@ def measure(name: str, n: int, repeat: int) -> dict[str, Any]:
         "repeat": {"ours": OURS, "theirs": repeat},
         "seconds": {"ours": ours_seconds, "theirs": theirs_seconds},
         "ratio": _measure.spread([reference / seconds for seconds in ours_seconds]),
-        "same_list": compatible.indices.tolist() == rows,
-        "largest_gain_difference": float(np.abs(np.asarray(compatible.gains) - np.asarray(gains)).max()),
-        "same_list_own_ties": found["ours"].indices.tolist() == rows,
-        "f_over_theirs": float(np.sum(found["ours"].gains) / np.sum(gains)),
+        **_peers.agreement(found["ours"], compatible, found["theirs"]),
     }
 
 

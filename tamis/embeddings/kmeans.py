@@ -13,6 +13,12 @@ Matrix = npt.NDArray[np.float32]
 _TILE_ELEMENTS = 1 << 23  # similarities at a time: 32 MiB of float32
 
 
+def evenly_spaced(n: int, count: int) -> npt.NDArray[np.int64]:
+    """At most `count` of the positions 0 .. n - 1, at even distances: a sample that needs no random draw."""
+    count = min(n, count)
+    return np.arange(count, dtype=np.int64) * n // max(1, count)
+
+
 def fit_spherical(sample: Matrix, n_clusters: int, *, iterations: int, seed: int) -> Matrix:
     """Fit spherical k-means (Dhillon and Modha, 2001) on unit vectors.
 
@@ -96,8 +102,7 @@ def fit_on_grid(
     Returns:
         int16[k, d], the centroids on the grid.
     """
-    m, k = len(grid), min(n_clusters, len(grid))
-    centroids = grid[np.arange(k) * m // k]
+    centroids = grid[evenly_spaced(len(grid), n_clusters)]
     for _ in range(iterations):
         labels = nearest_on_grid(grid, centroids, 1, threads, device)[:, 0]
         order = np.argsort(labels, kind="stable")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tamis.embeddings.grid import UNIT, cosine_scale, to_grid
-from tamis.embeddings.kmeans import fit_on_grid, nearest_on_grid
+from tamis.embeddings.kmeans import evenly_spaced, fit_on_grid, nearest_on_grid
 from tamis.threads import each, one_blas_thread
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ def make_cells(
     """
     n = len(X_unit)
     wanted = min(n, round(_CELLS_PER_ROOT * math.sqrt(n)) if cells is None else cells)
-    fitted = min(n, _SAMPLE_PER_CELL * wanted)
-    sample = to_grid(X_unit[np.arange(fitted) * n // fitted])
+    sample = to_grid(X_unit[evenly_spaced(n, _SAMPLE_PER_CELL * wanted)])
     centroids = fit_on_grid(sample, wanted, iterations=_ITERATIONS, threads=threads, device=device)
     near = np.empty((n, min(probes, len(centroids))), np.int32)
 

@@ -92,11 +92,11 @@ def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
         sample = min(rows, params["fit_rows"])
         return sample * k * dim * params["iterations"] / 8e9 + 0.05, 8 * sample * dim, 4 * k * dim
     if node.task == "dedup.pairs":
-        share, probes = rows / params["shards"], _probes(plan, node)
+        share, probes = rows / params["shards"], _param_of_input(plan, node, "assigned", "probes")
         held = min(rows, (1 + 3 * (probes > 1)) * share)  # with visitors, a few cells' at a time
         return probes * share * 1000 * dim / 2e10 + share * 2e-5, 4e6 + 8 * held * dim, share * 20
     if node.task == "select.rank":
-        size = min(rows, _partition_rows(plan, node))
+        size = min(rows, _param_of_input(plan, node, "partitions", "partition_rows"))
         return (
             size * size * (dim / 5e10 + 8e-9),
             2.4 * size * size + 8 * size * dim,
@@ -110,14 +110,10 @@ def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
     return rows * _ROW_SECONDS[node.task], 200 * rows, _EFFECT_BYTES * rows
 
 
-def _partition_rows(plan: Plan, node: Node) -> int:
-    (name, _, _) = node.inputs["partitions"][0]
-    return int(plan.nodes[name].params["partition_rows"])
-
-
-def _probes(plan: Plan, node: Node) -> int:
-    (name, _, _) = node.inputs["assigned"][0]
-    return int(plan.nodes[name].params["probes"])
+def _param_of_input(plan: Plan, node: Node, role: str, name: str) -> int:
+    """A parameter of the first node that a node has as its input in some role."""
+    (source, _, _) = node.inputs[role][0]
+    return int(plan.nodes[source].params[name])
 
 
 def _dim(plan: Plan) -> int:

@@ -129,10 +129,3 @@ def matrix_of(table: pa.Table, name: str = "vector") -> npt.NDArray[np.float32]:
 def generator(params: Mapping[str, Any], *stream: int) -> np.random.Generator:
     """Return the stage's own random generator; `params["seed"]` is [recipe's seed, stage]."""
     return np.random.default_rng(np.random.SeedSequence([*params["seed"], *stream]))
-
-
-def evenly_spaced(rows: Rows, count: int) -> Rows:
-    """Pick at most `count` rows at even distances: a sample that needs no random draw."""
-    if len(rows) <= count:
-        return rows
-    return rows[np.arange(count, dtype=np.int64) * len(rows) // count]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tamis.embeddings.grid import UNIT, cosine_scale, to_grid
-from tamis.embeddings.kmeans import nearest_on_grid
+from tamis.embeddings.kmeans import evenly_spaced, nearest_on_grid
 from tamis.embeddings.neighbours import (
     NEIGHBOURS,
     PROBES,
@@ -536,7 +536,7 @@ class _How:
         return _selection(trace, engine, figures)
 
     def _coverage(self, unit: Float32, trace: Trace, terms: Terms) -> dict[str, float]:
-        sample = np.arange(min(self.n, _SAMPLED_ROWS)) * self.n // min(self.n, _SAMPLED_ROWS)
+        sample = evenly_spaced(self.n, _SAMPLED_ROWS)
         open_to = np.arange(self.n) if terms.candidates is None else terms.candidates
         drawn = np.random.default_rng(0).permutation(open_to)[: max(1, len(trace.chosen))]
         random = similarity_to(unit[sample], unit[drawn], self.threads)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tamis.embeddings.kmeans import assign, fit_spherical
+from tamis.embeddings.kmeans import assign, evenly_spaced, fit_spherical
 from tamis.errors import RecipeError
 from tamis.selectors.dedup import near_pairs, resolve_pairs, resolve_rows
 from tamis.selectors.selection import as_unit_rows
@@ -100,9 +100,9 @@ def near_duplicates(
     unit = as_unit_rows(X)
     n = len(unit)
     wanted = n_clusters or math.ceil(n / CLUSTER_ROWS)
-    fitted = min(n, max(FIT_ROWS, wanted))
     with one_blas_thread():
-        centroids = fit_spherical(unit[np.arange(fitted) * n // fitted], wanted, iterations=ITERATIONS, seed=seed)
+        sample = unit[evenly_spaced(n, max(FIT_ROWS, wanted))]
+        centroids = fit_spherical(sample, wanted, iterations=ITERATIONS, seed=seed)
         near, distance = assign(unit, centroids, probes)
     priority = keep_order(distance, np.arange(n), which_to_keep, np.random.default_rng(seed))
     receiving = receiving_clusters(near, CELL_ROWS)
@@ -301,8 +301,7 @@ def split_group(
     if len(rows) <= limit or rounds == 0:
         return [rows]
     count = math.ceil(2 * len(rows) / limit)
-    sampled = min(len(rows), _SAMPLE_ROWS_PER_CELL * count)
-    sample = load(rows[np.arange(sampled, dtype=np.int64) * len(rows) // sampled])
+    sample = load(rows[evenly_spaced(len(rows), _SAMPLE_ROWS_PER_CELL * count)])
     centroids = fit_spherical(sample, count, iterations=ITERATIONS, seed=seed)
     labels = np.concatenate(
         [assign(load(rows[start : start + limit]), centroids)[0][:, 0] for start in range(0, len(rows), limit)]

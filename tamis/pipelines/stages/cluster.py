@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tamis.embeddings.kmeans import assign as nearest
-from tamis.embeddings.kmeans import fit_spherical
+from tamis.embeddings.kmeans import evenly_spaced, fit_spherical
 from tamis.errors import DataError
 from tamis.pipelines.node import Inputs, Node, Output, Task
-from tamis.pipelines.state import Rows, alive_rows, effect, evenly_spaced, matrix_of, vector_column, vectors
+from tamis.pipelines.state import Rows, alive_rows, effect, matrix_of, vector_column, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +71,7 @@ def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
     wanted = params["n_clusters"]
     if wanted == "auto":
         wanted = round(math.sqrt(len(alive))) if params["auto"] == "sqrt" else math.ceil(len(alive) / 1000)
-    sample = vectors(inputs, evenly_spaced(alive, max(params["fit_rows"], wanted)))
+    sample = vectors(inputs, alive[evenly_spaced(len(alive), max(params["fit_rows"], wanted))])
     centroids = fit_spherical(sample, wanted, iterations=params["iterations"], seed=params["seed"][0])
     facts = {"n_clusters": int(wanted), "k_effective": len(centroids), "fitted_on": len(sample)}
     return Output(pa.table({"vector": vector_column(centroids)}), facts)

@@ -21,6 +21,7 @@ from tamis.embeddings.encoders import (
     sentence_encoder,
     stack_lists,
 )
+from tamis.embeddings.kmeans import evenly_spaced
 from tamis.errors import DataError, RecipeError
 from tamis.manifests.canonical import sha256_file
 from tamis.pipelines.node import Inputs, Node, Output, Task, version_of
@@ -29,7 +30,6 @@ from tamis.pipelines.state import (
     QUARANTINED,
     alive_rows,
     effect,
-    evenly_spaced,
     matrix_of,
     vector_column,
 )
@@ -108,7 +108,8 @@ def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
 
 def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Fit the lsa encoder on evenly spaced rows."""
-    wanted = evenly_spaced(alive_rows(inputs), params["fit_rows"])
+    alive = alive_rows(inputs)
+    wanted = alive[evenly_spaced(len(alive), params["fit_rows"])]
     texts: list[str] = []
     start = 0
     for item in inputs.all("blocks"):
