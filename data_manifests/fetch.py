@@ -190,14 +190,18 @@ def _debian_texts(
 def fashion_mnist() -> dict[str, Path]:
     """Return the four IDX files of Fashion-MNIST, gzipped: train-images, train-labels, t10k-images, t10k-labels."""
     target = CACHE / FASHION_MNIST.name
-    names = {name: target / f"{name}.gz" for name in ("train-images", "train-labels", "t10k-images", "t10k-labels")}
+    names = {
+        f"{part}-{kind}": target / f"{part}-{kind}-idx{dimensions}-ubyte.gz"
+        for part in ("train", "t10k")
+        for kind, dimensions in (("images", 3), ("labels", 1))
+    }
     if not all(path.is_file() for path in names.values()):
         print(f"fetching {FASHION_MNIST.about} from {FASHION_MNIST.name}", file=sys.stderr, flush=True)
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             unpacked, version = _unpacked(FASHION_MNIST, Path(folder))
-            for name, path in names.items():
-                (found,) = unpacked.rglob(f"{name}-idx?-ubyte.gz")
+            for path in names.values():
+                (found,) = unpacked.rglob(path.name)
                 found.rename(path)
             (target / "version.txt").write_text(version)
     return names

@@ -43,8 +43,9 @@ _ROW_SECONDS = {
     "reweight.loss": 1e-6,
     "commit.manifest": 1e-5,
 }
-_ENCODE_SECONDS = {"lsa": 3e-5, "sentence": 5.5e-3, "transformers": 5.5e-3, "vectors": 1e-6}
+_ENCODE_SECONDS = {"lsa": 3e-5, "pixels": 2e-5, "sentence": 5.5e-3, "transformers": 5.5e-3, "vectors": 1e-6}
 _NEURAL = ("sentence", "transformers")
+_IMAGE_SECONDS, _IMAGE_BYTE_SECONDS = 6e-5, 2e-8  # decoding an image, and for each byte of it
 _EFFECT_BYTES = 45  # row, decision, reason, kept row, score and a column
 
 
@@ -80,13 +81,19 @@ def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
     """Seconds, bytes of memory beyond the base, bytes on disk of one node."""
     params, rows = node.params, plan.rows
     dim = _dim(plan)
+    size = sum(source.bytes for source in plan.sources) / max(1, sum(source.rows for source in plan.sources))
+    of_images = "image_size" in params or params.get("encoder") == "pixels" or "image" in params.get("fields", ())
+    decoding = of_images * (_IMAGE_SECONDS + size * _IMAGE_BYTE_SECONDS)
     if node.task == "ingest.block":
         rows = params["stop"] - params["start"]
-        size = sum(source.bytes for source in plan.sources) / max(1, sum(source.rows for source in plan.sources))
-        return rows * _ROW_SECONDS[node.task], 4 * rows * size, rows * (2 * size + 60)
+        return rows * (_ROW_SECONDS[node.task] + decoding), 4 * rows * size, rows * (2 * size + 60)
+    if node.task == "embed.fit_pixels":
+        rows, values = min(rows, params["fit_rows"]), params["image_size"] ** 2  # in grey
+        return rows * (decoding + 2 * values**2 / 3e10), rows * values + 24 * values**2, 4 * values * dim
     if node.task == "embed.block":
         rows = min(rows, plan.recipe.block_rows)
-        return rows * _ENCODE_SECONDS[params["encoder"]], 12 * rows * dim, rows * (4 * dim + 4)
+        seconds = rows * (_ENCODE_SECONDS[params["encoder"]] + decoding)
+        return seconds, rows * (12 * dim + of_images * 2 * size), rows * (4 * dim + 4)
     if node.task == "cluster.fit":
         k = round(math.sqrt(rows)) if params["n_clusters"] == "auto" else params["n_clusters"]
         sample = min(rows, params["fit_rows"])
@@ -120,5 +127,5 @@ def _dim(plan: Plan) -> int:
     for stage in plan.stages:
         if stage.kind == "embed":
             config: Mapping[str, Any] = stage.config
-            return int(config["dim"]) if config["encoder"] == "lsa" else 384
+            return int(config["dim"]) if config["encoder"] in ("lsa", "pixels") else 384
     return 1

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from tamis.errors import DataError
 from tamis.manifests.canonical import digest, sha256_file
+from tamis.pipelines import image_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,19 +39,19 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def measure(kind: str, location: str) -> tuple[int, str]:
-    """Size in bytes and sha256 (hex); of a saved Hugging Face dataset, that of its data files' listing.
+    """Size in bytes and sha256 (hex); where a dataset is many files, that of their listing.
 
     Raises:
         DataError: It cannot be read.
     """
     with _explained(kind, location):
-        if kind != "hf":
+        if kind not in _PARTS:
             return Path(location).stat().st_size, sha256_file(location)
-        paths = _saved_files(location)
-        sizes = [path.stat().st_size for path in paths]
+        parts = _PARTS[kind](location)
+        sizes = [path.stat().st_size for _, path in parts]
         listing = [
-            {"name": path.name, "bytes": size, "sha256": sha256_file(path)}
-            for path, size in zip(paths, sizes, strict=True)
+            {"name": name, "bytes": size, "sha256": sha256_file(path)}
+            for (name, path), size in zip(parts, sizes, strict=True)
         ]
         return sum(sizes), digest(listing)
 
@@ -81,7 +82,7 @@ def read(
 
 
 def blocks(kind: str, location: str, rows: int) -> np.ndarray:
-    """int64: the row numbers, from 0 to `rows`, between which reading is cheap (Parquet: row groups).
+    """int64: the row numbers, from 0 to `rows`, between which reading is cheap (Parquet: row groups; images: files).
 
     Raises:
         DataError: It is not a whole, valid file of its format.
@@ -90,6 +91,8 @@ def blocks(kind: str, location: str, rows: int) -> np.ndarray:
         with _explained(kind, location), pq.ParquetFile(location) as file:
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         return np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
+    if kind == "images":
+        return np.arange(rows + 1)
     return np.append(np.arange(0, rows, WINDOW), rows)
 
 
@@ -436,12 +439,20 @@ def _text_index(location: str, kind: str, sha256: str) -> np.ndarray:  # noqa: A
     return np.array(offsets, dtype=np.int64)
 
 
+_PARTS: dict[str, Callable[[str], list[tuple[str, Path]]]] = {
+    "hf": lambda location: [(path.name, path) for path in _saved_files(location)],
+    "idx": image_files.idx_files,
+    "images": image_files.folder_files,
+}
+
 _COUNTERS: dict[str, Callable[[str], tuple[int, list[str]]]] = {
     "parquet": _count_parquet,
     "arrow": _count_arrow,
     "hf": _count_hf,
     "csv": _count_csv,
     "jsonl": _count_jsonl,
+    "idx": image_files.count_idx,
+    "images": image_files.count_folder,
 }
 
 _READERS: dict[str, Callable[[str, str, list[str], int, int], tuple[pa.Table, np.ndarray]]] = {
@@ -450,4 +461,6 @@ _READERS: dict[str, Callable[[str, str, list[str], int, int], tuple[pa.Table, np
     "hf": _read_hf,
     "csv": _read_csv,
     "jsonl": _read_jsonl,
+    "idx": image_files.read_idx,
+    "images": image_files.read_folder,
 }

@@ -54,25 +54,37 @@ class DatasetConfig(_Frozen):
 
     path: str = Field(
         description="A file, a glob, a folder of files, or a Hugging Face `save_to_disk` folder: "
-        "parquet, JSONL, CSV or Arrow IPC. A relative path is taken from the recipe's folder."
+        "parquet, JSONL, CSV, Arrow IPC or IDX (columns image, label); or a folder of class folders of image files "
+        "(columns image, label, path). A relative path is taken from the recipe's folder."
     )
     id: str | None = Field(
         None, description="Column of the sample id, kept verbatim. Without it the content hash is the id."
     )
     text: str | None = Field(None, description="Column of the text.")
+    image: str | None = Field(None, description="Column of images: the bytes of image files.")
+    tokens: str | None = Field(None, description="Column of token blocks: lists of whole numbers from 0 on.")
     vectors: str | None = Field(None, description="Column of precomputed vectors (lists of numbers).")
     label: str | None = Field(None, description="Column of the class label.")
 
     @model_validator(mode="after")
     def _has_content(self) -> DatasetConfig:
-        if self.text is None and self.vectors is None:
-            raise ValueError("name the column that holds the samples: text: COLUMN, or vectors: COLUMN")
+        if self.text is None and self.image is None and self.tokens is None and self.vectors is None:
+            raise ValueError(
+                "name the column that holds the samples: text: COLUMN, image: COLUMN, tokens: COLUMN or vectors: COLUMN"
+            )
         return self
 
     @property
     def fields(self) -> dict[str, str]:
         """The roles that the recipe gives to columns, e.g. `{"id": "tweet_id", "text": "text"}`."""
-        roles = {"id": self.id, "text": self.text, "vectors": self.vectors, "label": self.label}
+        roles = {
+            "id": self.id,
+            "text": self.text,
+            "image": self.image,
+            "tokens": self.tokens,
+            "vectors": self.vectors,
+            "label": self.label,
+        }
         return {role: column for role, column in roles.items() if column is not None}
 
 
@@ -82,13 +94,15 @@ class EmbedConfig(_Frozen):
     kind: Literal["embed"] = "embed"
     encoder: str = Field(
         "lsa",
-        description="lsa (TF-IDF and truncated SVD, needs no weights) | sentence: PATH or hub name | "
+        description="lsa (TF-IDF and truncated SVD, needs no weights; of texts, or of token blocks where there are "
+        "none) | pixels (PCA of small images, needs no weights) | sentence: PATH or hub name | "
         "transformers: PATH or hub name | vectors (the dataset's vectors column) | "
         "vectors: FILE (npy, arrow, parquet, safetensors)",
     )
-    dim: int = Field(256, ge=1, le=4096, description="Dimensions of the lsa encoder; others have their own.")
+    dim: int = Field(256, ge=1, le=4096, description="Dimensions of lsa and pixels; other encoders have their own.")
     max_features: int = Field(50_000, ge=1, description="Vocabulary size of the lsa encoder.")
-    fit_rows: int = Field(100_000, ge=1, description="Rows that the lsa encoder is fitted on, evenly spaced.")
+    fit_rows: int = Field(100_000, ge=1, description="Rows that lsa or pixels is fitted on, evenly spaced.")
+    image_size: int = Field(28, ge=1, le=64, description="Width and height that the pixels encoder brings images to.")
     max_tokens: int = Field(128, ge=1, description="Tokens after which a neural encoder cuts a text.")
     batch_size: int = Field(16, ge=1, description="Texts per forward pass (padding makes it affect the last bits).")
 
@@ -96,10 +110,13 @@ class EmbedConfig(_Frozen):
     @classmethod
     def _known(cls, value: str) -> str:
         name, _, argument = (part.strip() for part in value.partition(":"))
-        if name not in ("lsa", "sentence", "transformers", "vectors"):
+        if name not in ("lsa", "pixels", "sentence", "transformers", "vectors"):
             raise ValueError(
-                f"{value!r} is not an encoder; one of lsa, sentence: PATH, transformers: PATH, vectors, vectors: FILE"
+                f"{value!r} is not an encoder; one of lsa, pixels, sentence: PATH, transformers: PATH, vectors, "
+                "vectors: FILE"
             )
+        if name == "pixels" and argument:
+            raise ValueError("pixels has no weights to name; its options are image_size and dim")
         if name in ("sentence", "transformers") and not argument:
             raise ValueError(f"{name} needs a folder or hub name: `encoder: '{name}: PATH'`")
         return f"{name}: {argument}" if argument else name
@@ -358,15 +375,42 @@ StageConfig = Annotated[
 class TrainSection(_Frozen):
     """What the bundled trainer does with the manifest."""
 
-    model: Literal["text"] = Field("text", description="The bundled model.")
+    model: Literal["text", "image", "lm"] = Field(
+        "text", description="The bundled model: a classifier of text or image, or lm, a small GPT on blocks of tokens."
+    )
     epochs: int | None = Field(None, ge=1, description="Epochs over the subset; default: the schedule's, or 12.")
-    batch_size: int = Field(128, ge=1, description="Samples per step.")
-    lr: float = Field(1e-2, gt=0.0, description="Peak learning rate, decayed linearly to 0.")
-    sampler: Literal["seta", "infobatch", "full"] = Field("seta", description="How epochs are drawn.")
+    batch_size: int = Field(128, ge=1, description="Samples per step, of all processes together.")
+    lr: float | None = Field(
+        None,
+        gt=0.0,
+        description="Learning rate at first, falling to 0; default: text 0.01, image 0.002, lm 0.001.",
+    )
+    weight_decay: float = Field(0.01, ge=0.0, description="Weight decay of AdamW.")
+    sampler: Literal["seta", "infobatch", "random", "hard", "full"] = Field(
+        "seta",
+        description="How epochs are drawn: by SeTa's schedule, InfoBatch, at random, highest losses, everything.",
+    )
+    prune_ratio: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="Fraction that the sampler leaves out; default: the schedule's, or its own.",
+    )
     weights: Literal["linupper", "upper", "quadratic", "extremes", "uniform"] = Field(
         "linupper", description="Loss weights within a batch."
     )
     r: float = Field(0.4, gt=0.0, description="Temperature of the loss weights.")
+    clip: bool = Field(False, description="Hold every weight of a batch of m at or below 2/m.")
+    warmup_steps: int = Field(0, ge=0, description="Steps at the start that weigh uniformly.")
+    token_weights: bool = Field(False, description="Weigh a block by how many tokens it has (lm).")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 for automatic mixed precision, on a GPU."
+    )
+    image_size: int | None = Field(
+        None, ge=1, le=1024, description="Width and height that images are brought to; default: the size that all have."
+    )
+    width: int = Field(128, ge=32, multiple_of=32, description="Width of the language model.")
+    layers: int = Field(4, ge=1, description="Layers of the language model.")
 
 
 class Recipe(_Frozen):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tamis.pipelines.lock import locked
 from tamis.pipelines.node import Artifact, DamagedArtifactError, forget
 from tamis.pipelines.plan import Plan, finished, make_plan, pending
 from tamis.pipelines.recipe import Recipe, load_recipe
+from tamis.pipelines.resources import usable_cores
 from tamis.pipelines.signals import stoppable
 from tamis.pipelines.sources import SourceFile, check_types, read_rows, require_columns, resolve, scan
 
@@ -87,7 +87,7 @@ def run(
         overrides = (overrides,)
     if workers is not None and workers < 1:
         raise RecipeError(f"workers is {workers}; the least is 1")
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or usable_cores()
     start = time.perf_counter()
     folder = Path(out).resolve()
     with stoppable() as check, locked(folder), _EventLog(folder, on_event) as events:

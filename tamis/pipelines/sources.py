@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from tamis.errors import DataError, DatasetMismatchError, OutputError
 from tamis.manifests.canonical import sha256_file
-from tamis.pipelines import formats
+from tamis.pipelines import formats, image_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,19 +33,19 @@ FORMATS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
-"""File name extensions that are read, and as what."""
+"""File name extensions that are read, and as what; IDX files are known by the whole of their names."""
 
 _LARGE_BYTES = 2**31 - 1  # beyond, the 32-bit offsets of a string column overflow
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file (or a saved Hugging Face dataset) that belongs to a dataset, not looked into yet.
+    """A file (or a folder that is read as one) that belongs to a dataset, not looked into yet.
 
     Attributes:
         path: Relative to the dataset, with forward slashes; part of the fingerprint.
         location: Where it is on this machine; part of nothing.
-        format: parquet, jsonl, csv, arrow or hf.
+        format: parquet, jsonl, csv, arrow, hf (a saved Hugging Face dataset), idx or images (a folder of them).
     """
 
     path: str
@@ -60,9 +60,9 @@ class SourceFile:
     Attributes:
         path: Relative to the dataset, with forward slashes.
         location: Where it is on this machine.
-        format: parquet, jsonl, csv, arrow or hf.
-        bytes: Its size; of a saved Hugging Face dataset, that of its data files together.
-        sha256: Of its bytes; of a saved Hugging Face dataset, of the listing of its data files.
+        format: As of the `FoundFile`.
+        bytes: Its size; where it is many files (hf, idx with labels, images), that of all together.
+        sha256: Of its bytes; where it is many files, of their listing.
         rows: How many.
         columns: Their names, in the file's order; in JSON lines, in order of first appearance.
         stamp: `stamp` of the location before it was hashed; part of nothing.
@@ -83,8 +83,9 @@ def resolve(data: Any, spool: Path | None = None) -> list[FoundFile]:
 
     Args:
         data: A file, a glob (``data/**/*.parquet``), a folder (its files by extension, at any depth, but not
-            those whose name starts with a dot), the folder of a saved Hugging Face `datasets.Dataset`, or a
-            `datasets.Dataset` in memory.
+            those whose name starts with a dot), the folder of a saved Hugging Face `datasets.Dataset`, a folder
+            of class folders of image files (where no file of another kind is read), or a `datasets.Dataset` in
+            memory.
         spool: Where a dataset in memory is written, under a name made of its content; not needed otherwise.
 
     Returns:
@@ -105,7 +106,7 @@ def resolve(data: Any, spool: Path | None = None) -> list[FoundFile]:
     if path.is_dir():
         found = _in_folder(path)
         if not found:
-            raise DataError(f"the folder {name} has no data files; {_allowed_extensions()}")
+            raise DataError(f"the folder {name} has no data files; {_what_is_read()}")
     elif path.exists():
         found = [FoundFile(path.name, str(path), _format_of(path))]
     elif glob.has_magic(name):
@@ -190,7 +191,7 @@ def require_columns(source: SourceFile, columns: Sequence[str]) -> None:
 
 
 def check_types(source: SourceFile, table: pa.Table, fields: Mapping[str, str]) -> None:
-    """Refuse columns whose type their role cannot take: text, id and label, vectors.
+    """Refuse columns whose type their role cannot take.
 
     Args:
         source: Where the table is from.
@@ -215,19 +216,30 @@ def _is_name(kind: pa.DataType) -> bool:
     return bool(_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):  # as Hugging Face's Image stores it
+        return kind.get_field_index("bytes") >= 0 and _is_image(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind))
+
+
 def _is_vector(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and bool(
-        pa.types.is_floating(kind.value_type)
-        or pa.types.is_integer(kind.value_type)
-        or pa.types.is_null(kind.value_type)
-    )
+    return _is_tokens(kind) or (_is_list(kind) and bool(pa.types.is_floating(kind.value_type)))
+
+
+def _is_tokens(kind: pa.DataType) -> bool:
+    return _is_list(kind) and bool(pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 _ROLES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "id": (_is_name, "strings and whole numbers"),
     "label": (_is_name, "strings and whole numbers"),
     "text": (_is_text, "strings"),
+    "image": (_is_image, "the bytes of image files (binary) and Hugging Face's struct of bytes and path"),
+    "tokens": (_is_tokens, "lists of whole numbers"),
     "vectors": (_is_vector, "lists of numbers"),
 }
 
@@ -337,23 +349,36 @@ def _common_field(tables: list[pa.Table], name: str) -> pa.Field:
 
 def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
     if table.nbytes > _LARGE_BYTES:
-        wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
-        table = table.cast(pa.schema([field.with_type(wide.get(field.type, field.type)) for field in table.schema]))
+        table = table.cast(pa.schema([_widened(field) for field in table.schema]))
     return table.take(pa.array(rows))
+
+
+def _widened(field: pa.Field) -> pa.Field:
+    if pa.types.is_struct(field.type):
+        return field.with_type(pa.struct([_widened(inner) for inner in field.type.fields]))
+    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    return field.with_type(wide.get(field.type, field.type))
 
 
 # --- finding -----------------------------------------------------------------------------------------------
 
 
-def _allowed_extensions() -> str:
-    return f"files that end in {', '.join(FORMATS)} are read"
+def _what_is_read() -> str:
+    return f"files that end in {', '.join(FORMATS)} or idx3-ubyte (.gz too), and folders of image files, are read"
 
 
 def _format_of(path: Path) -> str:
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(f"{path} has the extension {path.suffix!r}; {_allowed_extensions()}")
-    return kind
+    kind = _known_format(path)
+    if kind is not None:
+        return kind
+    if image_files.is_idx_labels(path):
+        raise DataError(f"{path} holds labels by its name; give the file of images (...idx3-ubyte) beside it")
+    hint = "; of single images, give their folder" if path.suffix.lower() in image_files.SUFFIXES else ""
+    raise DataError(f"{path} has the extension {path.suffix!r}; {_what_is_read()}{hint}")
+
+
+def _known_format(path: Path) -> str | None:
+    return "idx" if image_files.is_idx_images(path) else FORMATS.get(path.suffix.lower())
 
 
 def _in_folder(folder: Path) -> list[FoundFile]:
@@ -371,8 +396,11 @@ def _in_folder(folder: Path) -> list[FoundFile]:
                 found.append(FoundFile((place / name).relative_to(folder).as_posix(), str(place / name), "hf"))
         for name in files:
             path = place / name
-            if not name.startswith(".") and path.suffix.lower() in FORMATS:
-                found.append(FoundFile(path.relative_to(folder).as_posix(), str(path), _format_of(path)))
+            if not name.startswith(".") and (kind := _known_format(path)):
+                found.append(FoundFile(path.relative_to(folder).as_posix(), str(path), kind))
+    # Images beside a table are its illustrations; where there is no table, they are the data.
+    if not found and image_files.has_images(folder):
+        found.append(FoundFile(folder.resolve().name, str(folder), "images"))
     return found
 
 
@@ -380,9 +408,14 @@ def _matching(pattern: str) -> list[FoundFile]:
     """The files that match; their relative paths start below the pattern's last folder without wildcards."""
     fixed = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
     root = Path(*fixed)
-    paths = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207 (absolute patterns)
+    paths = [path for name in glob.glob(pattern, recursive=True) if (path := Path(name)).is_file()]  # noqa: PTH207
+    # Labels are read with their images, not as a file of their own.
+    images = [path for path in paths if image_files.is_idx_images(path)]
+    labels = {part for path in images for _, part in image_files.idx_files(str(path))[1:]}
     return [
-        FoundFile(path.relative_to(root).as_posix(), str(path), _format_of(path)) for path in paths if path.is_file()
+        FoundFile(path.relative_to(root).as_posix(), str(path), _format_of(path))
+        for path in paths
+        if path not in labels
     ]
 
 

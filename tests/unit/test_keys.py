@@ -18,12 +18,13 @@ from tamis.pipelines.recipe import DatasetConfig, Recipe, StageConfig, TrainSect
 from tamis.pipelines.sources import SourceFile
 
 SOURCES = (
-    SourceFile("a.parquet", "/data/a.parquet", "parquet", 1000, "a" * 64, 100, ("id", "text", "label", "v")),
-    SourceFile("b.parquet", "/data/b.parquet", "parquet", 900, "b" * 64, 90, ("id", "text", "label", "v")),
+    SourceFile("a.parquet", "/data/a.parquet", "parquet", 1000, "a" * 64, 100, ("id", "text", "label", "v", "i", "t")),
+    SourceFile("b.parquet", "/data/b.parquet", "parquet", 900, "b" * 64, 90, ("id", "text", "label", "v", "i", "t")),
 )
 DATASET = {"path": "/data", "id": "id", "text": "text", "label": "label"}
 
 EMBED = {"kind": "embed"}
+PIXELS = {"kind": "embed", "encoder": "pixels"}
 SCORE = {"kind": "score", "method": "proxy"}
 CLUSTER = {"kind": "cluster"}
 SENTENCE = {"kind": "embed", "encoder": "sentence: model"}
@@ -43,6 +44,7 @@ ALTERNATIVES = {
         "dim": ([], EMBED, 17),
         "max_features": ([], EMBED, 99),
         "fit_rows": ([], EMBED, 50),
+        "image_size": ([], PIXELS, 14),
         "max_tokens": ([], SENTENCE, 64),
         "batch_size": ([], SENTENCE, 8),
     },
@@ -116,7 +118,9 @@ ALTERNATIVES = {
 IRRELEVANT = [
     ([], EMBED, {"max_tokens": 64}),
     ([], EMBED, {"batch_size": 8}),
-    ([], SENTENCE, {"dim": 17, "max_features": 99, "fit_rows": 50}),
+    ([], EMBED, {"image_size": 14}),
+    ([], PIXELS, {"max_features": 99, "max_tokens": 64, "batch_size": 8}),
+    ([], SENTENCE, {"dim": 17, "max_features": 99, "fit_rows": 50, "image_size": 14}),
     ([EMBED], {"kind": "dedup", "eps": 0.0}, {"floor": 0.8, "which_to_keep": "easy", "n_clusters": 3}),
 ]
 
@@ -185,7 +189,9 @@ def test_a_field_that_decides_the_result_changes_the_keys(folder, kind, field):
     update = value if isinstance(value, dict) else {field: value}
     other = {key: item for key, item in {**stage, **update}.items() if item is not None}
     assert other != stage
-    old, new = keys(recipe_of([*before, stage]), folder), keys(recipe_of([*before, other]), folder)
+    dataset = DATASET | {"image": "i"}
+    old = keys(recipe_of([*before, stage], dataset), folder)
+    new = keys(recipe_of([*before, other], dataset), folder)
     assert commit_key(old) != commit_key(new)
     # Not only the record says so: a node of the stage itself is another one, and no stage before it is.
     assert tasks(changed(old, new)) == {kind}
@@ -193,8 +199,9 @@ def test_a_field_that_decides_the_result_changes_the_keys(folder, kind, field):
 
 @pytest.mark.parametrize(("before", "stage", "update"), IRRELEVANT)
 def test_a_field_that_the_method_does_not_use_changes_the_record_alone(folder, before, stage, update):
-    old = keys(recipe_of([*before, stage]), folder)
-    new = keys(recipe_of([*before, {**stage, **update}]), folder)
+    dataset = DATASET | {"image": "i"}
+    old = keys(recipe_of([*before, stage], dataset), folder)
+    new = keys(recipe_of([*before, {**stage, **update}], dataset), folder)
     assert changed(old, new) == set()
     assert commit_key(old) != commit_key(new)
 
@@ -211,7 +218,27 @@ RECIPE_FIELDS = {
     "max_bad_fraction": 0.01,
     "max_text_bytes": 500,
 }
-DATASET_FIELDS = {"path": "/elsewhere", "id": "label", "text": "label", "vectors": "v", "label": "text"}
+TRAIN_FIELDS = {
+    "model": "lm",
+    "epochs": 3,
+    "batch_size": 7,
+    "lr": 0.5,
+    "weight_decay": 0.1,
+    "sampler": "full",
+    "prune_ratio": 0.25,
+    "weights": "upper",
+    "r": 0.7,
+    "clip": True,
+    "warmup_steps": 5,
+    "token_weights": True,
+    "precision": "bfloat16",
+    "image_size": 16,
+    "width": 64,
+    "layers": 2,
+}
+DATASET_FIELDS = {
+    "path": "/elsewhere", "id": "label", "text": "label", "image": "i", "tokens": "t", "vectors": "v", "label": "text",
+}  # fmt: skip
 SEEDED = [EMBED, {"kind": "dedup"}, CLUSTER, SCORE, DENSITY, INGENIOUS]
 
 
@@ -251,10 +278,9 @@ def test_the_place_of_a_stage_is_in_its_seed(folder):
 
 @pytest.mark.parametrize(
     "update",
-    [{"name": "other"}, *({"train": {field: value}} for field, value in
-      {"epochs": 3, "batch_size": 7, "lr": 0.5, "sampler": "full", "weights": "upper", "r": 0.7}.items())],
+    [{"name": "other"}, *({"train": {field: value}} for field, value in TRAIN_FIELDS.items())],
     ids=str,
-)  # fmt: skip
+)
 def test_name_and_training_are_in_the_record_alone(folder, update):
     old, new = keys(recipe_of(SEEDED), folder), keys(recipe_of(SEEDED, **update), folder)
     assert changed(old, new) == set()
@@ -263,16 +289,47 @@ def test_name_and_training_are_in_the_record_alone(folder, update):
 
 def test_every_training_field_is_above():
     fields = {name for name, field in TrainSection.model_fields.items() if not single(field)}
-    assert fields == {"epochs", "batch_size", "lr", "sampler", "weights", "r"}
+    assert fields == TRAIN_FIELDS.keys()
 
 
-@pytest.mark.parametrize("field", ["id", "text", "vectors", "label"])
+@pytest.mark.parametrize("field", ["id", "text", "image", "tokens", "vectors", "label"])
 def test_the_columns_of_the_dataset_are_in_the_keys(folder, field):
     old = keys(recipe_of([{"kind": "dedup", "eps": 0.0}]), folder)
     dataset = {**DATASET, field: DATASET_FIELDS[field]}
     new = keys(recipe_of([{"kind": "dedup", "eps": 0.0}], dataset), folder)
     assert tasks(changed(old, new)) == {"ingest", "dedup"}
     assert commit_key(old) != commit_key(new)
+
+
+def test_the_decoder_of_images_is_in_the_keys(folder, monkeypatch):
+    from tamis.pipelines.stages import embed, ingest
+
+    dataset = {"path": "/data", "image": "i"}
+    old, texts = keys(recipe_of([PIXELS], dataset), folder), keys(recipe_of([EMBED]), folder)
+    for module in (ingest, embed):
+        monkeypatch.setattr(module, "version_of", lambda name: f"another {name}")
+    assert tasks(changed(old, keys(recipe_of([PIXELS], dataset), folder))) == {"ingest", "embed"}
+    # Who has no images does not depend on it.
+    assert keys(recipe_of([EMBED]), folder) == texts
+
+
+@pytest.mark.parametrize("update", [{"dim": 17}, {"fit_rows": 50}, {"image_size": 14}], ids=str)
+def test_the_options_of_pixels_are_in_the_keys(folder, update):
+    dataset = {"path": "/data", "image": "i"}
+    old, new = (keys(recipe_of([stage], dataset), folder) for stage in (PIXELS, PIXELS | update))
+    assert {"01-embed/fit_pixels", "01-embed/block/00000"} <= changed(old, new)
+    assert tasks(changed(old, new)) == {"embed"}
+
+
+def test_tokens_are_embedded_only_where_there_is_no_text(folder):
+    """Else they are in the content hashes alone."""
+    both = make_plan(load_recipe(recipe_of([EMBED], DATASET | {"tokens": "t"}))[0], SOURCES, folder, Path("/out"), "d")
+    alone = make_plan(
+        load_recipe(recipe_of([EMBED], {"path": "d", "tokens": "t"}))[0], SOURCES, folder, Path("/out"), "d"
+    )
+    for name in ("01-embed/fit", "01-embed/block/00000"):
+        assert "role" not in both.nodes[name].params
+        assert alone.nodes[name].params["role"] == "tokens"
 
 
 def test_leaving_a_column_out_changes_the_keys(folder):

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from tamis.errors import DataError, DatasetMismatchError, OutputError
 from tamis.pipelines import formats, sources
-from tamis.pipelines.sources import check_unchanged, read_rows, require_columns, resolve, scan, take_rows
+from tamis.pipelines.sources import (
+    SourceFile,
+    check_types,
+    check_unchanged,
+    read_rows,
+    require_columns,
+    resolve,
+    scan,
+    take_rows,
+)
 
 TEXTS = [
     "plain",
@@ -146,6 +155,58 @@ def test_columns_without_a_common_type_are_refused(tmp_path):
     pq.write_table(pa.table({"a": ["x"]}), tmp_path / "2.parquet")
     with pytest.raises(DataError, match="'a' has types"):
         take_rows([scan(file) for file in resolve(tmp_path)], np.array([0, 1]))
+
+
+# --- types
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FLOATS, INTS = pa.list_(pa.float32()), pa.list_(pa.int32())
+
+
+@pytest.mark.parametrize(
+    ("role", "kinds"),
+    [
+        ("image", [pa.binary(), pa.large_binary(), STRUCT, pa.struct([("bytes", pa.large_binary())]), pa.null()]),
+        ("tokens", [INTS, pa.large_list(pa.uint16()), pa.list_(pa.int64(), 3), pa.list_(pa.null()), pa.null()]),
+        ("vectors", [FLOATS, INTS, pa.list_(pa.null()), pa.list_(pa.float64(), 2), pa.null()]),
+        ("text", [pa.string(), pa.large_string(), pa.string_view(), pa.null()]),
+    ],
+)
+def test_types_that_a_role_takes(tmp_path, role, kinds):
+    source = SourceFile("x", "/x", "parquet", 1, "a", 1, ("c",))
+    for kind in kinds:
+        check_types(source, pa.schema([("c", kind)]).empty_table(), {role: "c"})
+
+
+@pytest.mark.parametrize(
+    ("role", "kind", "allowed"),
+    [
+        ("image", pa.string(), "the bytes of image files"),
+        ("image", pa.struct([("path", pa.string())]), "struct of bytes and path"),
+        ("image", pa.struct([("bytes", pa.string())]), "struct of bytes and path"),
+        ("image", pa.list_(pa.uint8()), "the bytes of image files"),
+        ("tokens", pa.string(), "lists of whole numbers"),
+        ("tokens", FLOATS, "lists of whole numbers"),
+        ("tokens", pa.int64(), "lists of whole numbers"),
+        ("tokens", pa.list_(INTS), "lists of whole numbers"),
+        ("vectors", pa.list_(pa.string()), "lists of numbers"),
+        ("text", pa.binary(), "strings"),
+    ],
+)
+def test_types_that_a_role_does_not_take(role, kind, allowed):
+    source = SourceFile("x", "/data/x", "parquet", 1, "a", 1, ("c",))
+    with pytest.raises(DataError, match=rf"/data/x: column 'c' is the {role} and holds .*; allowed are .*{allowed}"):
+        check_types(source, pa.schema([("c", kind)]).empty_table(), {role: "c"})
+
+
+def test_take_rows_widens_images(tmp_path, monkeypatch):
+    images = [{"bytes": bytes([i]) * i, "path": None} for i in range(5)]
+    rows = pa.table({"image": pa.array(images, STRUCT), "raw": [b"a", b"b", None, b"", b"c"]})
+    pq.write_table(rows, tmp_path / "x.pq")
+    monkeypatch.setattr(sources, "_LARGE_BYTES", 10)
+    table = take_rows([one(tmp_path / "x.pq")], np.array([3, 1]))
+    assert table.schema.field("image").type.field("bytes").type == pa.large_binary()
+    assert table.to_pylist() == [{"image": images[3], "raw": b""}, {"image": images[1], "raw": b"b"}]
 
 
 # --- finding

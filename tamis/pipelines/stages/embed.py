@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tamis.embeddings.encoders import (
     Lsa,
+    Pixels,
     as_unit,
     count_vectors,
     lonely_vector,
@@ -35,14 +36,15 @@ from tamis.pipelines.state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tamis.pipelines.plan import Add, Context, Flow
     from tamis.pipelines.recipe import EmbedConfig
 
 
-# What the vectors of a neural encoder depend on, beside its weights.
+# What the vectors of an encoder depend on, beside its weights and what every task depends on.
 ENCODER_PACKAGES = {
+    "pixels": ("pillow",),
     "sentence": ("sentence-transformers", "transformers", "tokenizers", "torch"),
     "transformers": ("transformers", "tokenizers", "torch"),
 }
@@ -51,17 +53,19 @@ ENCODER_PACKAGES = {
 def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
     """Fit the encoder where it needs that, encode each block, then gather what could not be encoded."""
     encoder, _, argument = (part.strip() for part in config.encoder.partition(":"))
-    role = "vectors" if config.encoder == "vectors" else "text"
-    if not (encoder == "vectors" and argument) and role not in flow.dataset.fields:
-        raise RecipeError(
-            f"embed with {config.encoder!r} needs the dataset's {role} column; name it: dataset: {{{role}: COLUMN}}"
-        )
-    params: dict[str, Any] = {"encoder": encoder}
+    role = _role(config, flow)
+    # The role is named where it is not the one that the encoder is made for.
+    named: dict[str, Any] = {"role": role} if role == "tokens" else {}
+    params: dict[str, Any] = {"encoder": encoder, **named}
     inputs: dict[str, list[Node]] = {}
     hints: dict[str, Any] = {}
     if encoder == "lsa":
-        fit = {"dim": config.dim, "max_features": config.max_features, "fit_rows": config.fit_rows}
+        fit = {"dim": config.dim, "max_features": config.max_features, "fit_rows": config.fit_rows, **named}
         inputs["model"] = [add("embed.fit", fit, {"blocks": flow.blocks, "alive": [flow.alive]})]
+    elif encoder == "pixels":
+        fit = {"dim": config.dim, "image_size": config.image_size, "fit_rows": config.fit_rows}
+        inputs["model"] = [add("embed.fit_pixels", fit, {"blocks": flow.blocks, "alive": [flow.alive]})]
+        params["libraries"] = {name: version_of(name) for name in ENCODER_PACKAGES[encoder]}
     elif encoder in ("sentence", "transformers"):
         local = context.folder / argument
         hints["model"] = str(local if local.is_dir() else model_folder(argument))
@@ -106,17 +110,44 @@ def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
     )
 
 
-def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
-    """Fit the lsa encoder on evenly spaced rows."""
+def _role(config: EmbedConfig, flow: Flow) -> str:
+    """The role of the column that is embedded; none where the vectors come from a file."""
+    encoder, _, argument = (part.strip() for part in config.encoder.partition(":"))
+    fields = flow.dataset.fields
+    if encoder == "vectors" and argument:
+        return ""
+    role = {"vectors": "vectors", "pixels": "image"}.get(encoder, "text")
+    if role in fields:
+        return role
+    if encoder == "lsa" and "tokens" in fields:
+        return "tokens"
+    # The default stays what it is called, so that a recipe and its record say which encoder ran.
+    hint = ", or embed the images: encoder: pixels" if role == "text" and "image" in fields else ""
+    raise RecipeError(
+        f"embed with {config.encoder!r} needs the dataset's {role} column; name it: dataset: {{{role}: COLUMN}}{hint}"
+    )
+
+
+def _column(table: pa.Table, role: str, rows: npt.NDArray[np.int64]) -> list[Any]:
+    """The content of some rows of a block; token blocks as texts whose words are the tokens' numbers."""
+    values = table[role].take(pa.array(rows)).to_pylist()
+    return [" ".join(map(str, tokens)) for tokens in values] if role == "tokens" else values
+
+
+def _sampled(params: Mapping[str, Any], inputs: Inputs, role: str) -> Iterator[list[Any]]:
+    """The content of the evenly spaced rows to fit on, block by block."""
     alive = alive_rows(inputs)
     wanted = alive[evenly_spaced(len(alive), params["fit_rows"])]
-    texts: list[str] = []
     start = 0
     for item in inputs.all("blocks"):
         stop = start + item.facts["block_rows"]
-        local = wanted[(wanted >= start) & (wanted < stop)] - start
-        texts += inputs.open(item)["text"].take(pa.array(local)).to_pylist()
+        yield _column(inputs.open(item), role, wanted[(wanted >= start) & (wanted < stop)] - start)
         start = stop
+
+
+def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Fit the lsa encoder on evenly spaced rows."""
+    texts = [text for part in _sampled(params, inputs, params.get("role", "text")) for text in part]
     if not texts:
         raise DataError("no row is left to fit the lsa encoder on")
     model = Lsa.fit(texts, params["dim"], params["max_features"])
@@ -124,6 +155,32 @@ def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
         {"term": pa.array(model.terms), "idf": pa.array(model.idf), "vector": vector_column(model.components)}
     )
     return Output(table, {"dim": model.components.shape[1], "fitted_on": len(texts), "terms": len(model.terms)})
+
+
+def fit_pixels(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Fit the pixels encoder on evenly spaced rows; in grey if all of them are."""
+    from tamis.embeddings.images import decode
+
+    parts = [decode(part, params["image_size"], None) for part in _sampled(params, inputs, "image") if part]
+    channels = max((part.shape[1] for part in parts), default=1)
+    model = Pixels.fit((part.repeat(channels // part.shape[1], axis=1) for part in parts), params["dim"])
+    table = pa.table({"mean": pa.array(model.mean), "vector": vector_column(model.components)})
+    facts = {"dim": model.components.shape[1], "fitted_on": sum(map(len, parts)), "shape": list(model.shape)}
+    return Output(table, facts)
+
+
+def _encode_pixels(model: Pixels, images: Sequence[bytes]) -> tuple[npt.NDArray[np.float32], int]:
+    """The images' vectors, and how many of them the encoder knew nothing of."""
+    from tamis.embeddings.images import decode
+
+    channels, height, _ = model.shape
+    pixels = decode(images, height, channels)
+    raw = model.encode(pixels)
+    unknown = np.flatnonzero(~raw.any(axis=1))
+    # An image that is the mean itself is no bad row; two with the same pixels are the same.
+    for i in unknown:
+        raw[i] = lonely_vector(pixels[i].tobytes(), raw.shape[1])
+    return raw, len(unknown)
 
 
 def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -146,8 +203,12 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
             if len(local)
             else np.zeros((0, 1))
         )
+    elif params["encoder"] == "pixels":
+        model_table, (channels, height, width) = inputs.table("model"), inputs.one("model").facts["shape"]
+        pixels = Pixels((channels, height, width), model_table["mean"].to_numpy(), matrix_of(model_table))
+        raw, unknown = _encode_pixels(pixels, _column(table, "image", local))
     else:
-        texts = table["text"].take(pa.array(local)).to_pylist()
+        texts = _column(table, params.get("role", "text"), local)
         if params["encoder"] == "lsa":
             model_table = inputs.table("model")
             model = Lsa(tuple(model_table["term"].to_pylist()), model_table["idf"].to_numpy(), matrix_of(model_table))
@@ -208,6 +269,7 @@ TASKS = {
     "fit": Task(
         fit, libraries=("sklearn.decomposition", "sklearn.feature_extraction.text"), packages=("scikit-learn", "scipy")
     ),
+    "fit_pixels": Task(fit_pixels, libraries=("scipy.linalg",), packages=("scipy", "pillow")),
     "block": Task(block),
     "check": Task(check),
 }

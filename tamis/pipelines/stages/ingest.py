@@ -11,17 +11,20 @@ import pyarrow.compute as pc
 
 from tamis.errors import DataError, DatasetMismatchError
 from tamis.pipelines.formats import LONE_SURROGATE, NOT_UTF8
-from tamis.pipelines.node import Inputs, Node, Output, Task
+from tamis.pipelines.node import Inputs, Node, Output, Task, version_of
 from tamis.pipelines.plan import Add, Flow
 from tamis.pipelines.sources import SourceFile, check_types, read_rows, stamp
 from tamis.pipelines.state import KEPT, QUARANTINED, effect
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from tamis.pipelines.recipe import Recipe
 
 HASH = pa.binary(16)
+CONTENT_ROLES = ("text", "image", "tokens", "vectors", "label")
+"""The roles that a content hash is over, in the order hashed, each where the dataset has it."""
+
 _SHOWN = 10
 
 
@@ -30,6 +33,8 @@ def expand(recipe: Recipe, sources: tuple[SourceFile, ...], rows: int, add: Add)
     blocks: list[Node] = []
     counts: list[int] = []
     left = rows
+    # Which images can be decoded is up to the decoder.
+    decoder = {"libraries": {"pillow": version_of("pillow")}} if "image" in recipe.dataset.fields else {}
     for source in sources:
         usable = min(source.rows, left)
         left -= usable
@@ -42,6 +47,7 @@ def expand(recipe: Recipe, sources: tuple[SourceFile, ...], rows: int, add: Add)
                 "stop": min(start + recipe.block_rows, usable),
                 "fields": recipe.dataset.fields,
                 "max_text_bytes": recipe.max_text_bytes,
+                **decoder,
             }
             blocks.append(add("ingest.block", params, {}, part=len(blocks), hints={"source": source}))
     params = {
@@ -60,8 +66,9 @@ def content_hashes(table: pa.Table, roles: tuple[str, ...]) -> pa.Array:
     """Hash what each sample is: 128 bits of sha256 over its canonical content.
 
     Args:
-        table: Columns named by role: `text` (string), `vectors` (lists of numbers), `label` (string).
-        roles: The roles that count, in the order hashed. The id is never one of them.
+        table: Columns named by role, as `sample_table` makes them.
+        roles: The roles that count, in the order hashed: some of `CONTENT_ROLES`, in that order. The id is never
+            one of them.
 
     Returns:
         fixed_size_binary(16)[rows].
@@ -77,22 +84,39 @@ def content_hashes(table: pa.Table, roles: tuple[str, ...]) -> pa.Array:
     return pa.array(out, HASH)
 
 
-def _encoded(column: pa.Array, role: str) -> list[bytes | None]:
+def _encoded(column: pa.Array, role: str) -> Iterable[bytes | None]:
     if role == "vectors":
         return [None if item is None else np.asarray(item, np.float64).tobytes() for item in column.to_pylist()]
+    if role == "image":
+        return (item.as_py() for item in column)  # one at a time: a block of them can be large
+    if role == "tokens":
+        return (np.asarray(item.values.fill_null(-1), "<i8").tobytes() if item.is_valid else None for item in column)
     return [None if item is None else item.encode("utf-8") for item in column.to_pylist()]
 
 
 def sample_table(table: pa.Table, fields: Mapping[str, str]) -> pa.Table:
-    """Rename the sources' columns to their roles, with ids, labels and texts as strings."""
-    columns = {role: table[name].combine_chunks() for role, name in fields.items()}
-    return pa.table(
-        {role: column if role == "vectors" else column.cast(pa.large_string()) for role, column in columns.items()}
-    )
+    """Rename the sources' columns to their roles, one type a role.
+
+    Returns:
+        Ids, labels and texts as large_string, images as large_binary (of Hugging Face's struct, its bytes), tokens
+        as large_list<int64>, and vectors as they are.
+    """
+    return pa.table({role: _of_role(table[name], role) for role, name in fields.items()})
+
+
+def _of_role(column: pa.ChunkedArray, role: str) -> pa.Array:
+    if role == "vectors":
+        return column.combine_chunks()
+    if role == "image":
+        encoded = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+        return encoded.cast(pa.large_binary()).combine_chunks()
+    if role == "tokens":  # what int64 cannot hold wraps around to a negative number, and is bad as that
+        return column.cast(pa.large_list(pa.int64()), safe=False).combine_chunks()
+    return column.combine_chunks().cast(pa.large_string())
 
 
 def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
-    """Read one block of one source file: ids, hashes, text, label, and what is wrong with each row."""
+    """Read one block of one source file: ids, hashes, content, label, and what is wrong with each row."""
     source: SourceFile = inputs.hints["source"]
     fields: dict[str, str] = params["fields"]
     raw, undecodable = read_rows(source, list(dict.fromkeys(fields.values())), params["start"], params["stop"])
@@ -101,12 +125,16 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
     check_types(source, raw, fields)  # a JSON column has a type in each block
     table = sample_table(raw, fields)
     n = table.num_rows
-    roles = tuple(role for role in ("text", "vectors", "label") if role in fields)
+    roles = tuple(role for role in CONTENT_ROLES if role in fields)
     problem = np.full(n, "", dtype=object)
     if "label" in fields:
         problem[_mask(pc.is_null(table["label"]))] = "label is null"
     if "vectors" in fields:
         problem[_mask(pc.is_null(table["vectors"]))] = "vector is null"
+    if "tokens" in fields:
+        _mark_tokens(problem, table["tokens"].combine_chunks())
+    if "image" in fields:
+        _mark_images(problem, table["image"].combine_chunks(), raw[fields["image"]])
     if "text" in fields:
         text = table["text"]
         problem[_mask(pc.equal(pc.utf8_trim_whitespace(text), ""))] = "text is empty"
@@ -117,12 +145,11 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
     bad = pa.array(problem != "")
     payload = tuple(role for role in roles if role != "label")
     hashes = {"content_hash": content_hashes(table, roles), "payload_hash": content_hashes(table, payload)}
-    if "text" in fields:  # no stage may read a bad row's text, which can be huge
-        table = table.set_column(
-            table.column_names.index("text"),
-            "text",
-            pc.if_else(bad, pa.scalar("", pa.large_string()), table["text"].combine_chunks()),
-        )
+    for role, nothing in (("text", ""), ("image", b"")):  # no stage may read a bad row's content, which can be huge
+        if role in fields:
+            column = table[role].combine_chunks()
+            emptied = pc.if_else(bad, pa.scalar(nothing, column.type), column)
+            table = table.set_column(table.column_names.index(role), role, emptied)
     data = {
         "source_row": pa.array(np.arange(params["start"], params["start"] + n), pa.int64()),
         **hashes,
@@ -130,6 +157,29 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
         **{role: table[role] for role in fields},
     }
     return Output(pa.table(data), {"block_rows": n, "bad": int(np.count_nonzero(problem != ""))})
+
+
+def _mark_tokens(problem: np.ndarray[Any, Any], tokens: pa.Array) -> None:
+    """Say which rows hold no block of tokens, and why."""
+    values, owners = pc.list_flatten(tokens), pc.list_parent_indices(tokens)
+    problem[owners.filter(pc.less(values, 0)).to_numpy()] = "a token is below 0"
+    problem[owners.filter(pc.is_null(values)).to_numpy()] = "a token is null"
+    problem[_mask(pc.equal(pc.list_value_length(tokens), 0))] = "tokens are empty"
+    problem[_mask(pc.is_null(tokens))] = "tokens are null"
+
+
+def _mark_images(problem: np.ndarray[Any, Any], images: pa.Array, source: pa.ChunkedArray) -> None:
+    """Say which rows hold no image that can be decoded, and why; `source` is the column as it was read."""
+    from tamis.embeddings.images import problems
+
+    found = np.array(problems(item.as_py() or b"" for item in images), dtype=object)
+    undecodable = found != None  # noqa: E711 (element by element)
+    problem[undecodable] = found[undecodable]
+    absent = _mask(pc.is_null(images))
+    problem[absent] = "image is null"
+    if pa.types.is_struct(source.type) and source.type.get_field_index("path") >= 0:
+        named = _mask(pc.is_valid(pc.struct_field(source, "path")))
+        problem[absent & named] = "image is a path without bytes: store the files' bytes in the column"
 
 
 def _mask(condition: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -11,16 +11,15 @@ import pyarrow.compute as pc
 
 from tamis.errors import DataError, RecipeError
 from tamis.manifests.canonical import sha256_file
+from tamis.manifests.ledger import RECORD, find_ledger
 from tamis.pipelines.dataset import scan_all
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.sources import take_rows
 from tamis.pipelines.state import alive_rows, effect, generator, values, vectors
 
-LEDGER = "ledger.arrow"
-"""The training ledger in the folder of a training."""
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tamis.pipelines.plan import Add, Context, Flow
     from tamis.pipelines.recipe import ScoreConfig
@@ -29,11 +28,7 @@ if TYPE_CHECKING:
 def expand(config: ScoreConfig, flow: Flow, context: Context, add: Add) -> Flow:
     """Add one node a fold and one that joins them, or one that reads the file: column `loss`."""
     if config.from_ is not None:
-        path = context.folder / config.from_
-        if path.is_dir():
-            path = path / LEDGER
-        if not path.is_file():
-            raise RecipeError(f"score: no file of losses at {path}; give a table, or the folder of a training")
+        path = _table_of_losses(context.folder / config.from_)
         names = ("column", "id_column", "missing")
         params = {"sha256": sha256_file(path), **{name: getattr(config, name) for name in names}}
         joined = add("score.read", params, {"alive": [flow.alive], "index": [flow.index]}, hints={"file": str(path)})
@@ -58,6 +53,19 @@ def expand(config: ScoreConfig, flow: Flow, context: Context, add: Add) -> Flow:
     return dataclasses.replace(
         flow, alive=joined, effects=(*flow.effects, joined), columns={**flow.columns, "loss": joined}
     )
+
+
+def _table_of_losses(path: Path) -> Path:
+    """The table that `from` means: the file itself, or the ledger of a training's folder or of the only one in it."""
+    trainings = [path, *(record.parent for record in sorted(path.glob("*/" + RECORD)))]
+    trainings = [folder for folder in trainings if (folder / RECORD).is_file()]
+    if len(trainings) == 1:
+        return find_ledger(trainings[0])
+    if not path.is_file():
+        found = f"{len(trainings)} trainings at" if trainings else "no file of losses at"
+        shown = "".join(f" {folder.name}," for folder in trainings)
+        raise RecipeError(f"score: {found} {path}:{shown} give a table, or the folder of one training")
+    return path
 
 
 def fold_of(labels: Any, order: Any, folds: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
