@@ -1,7 +1,8 @@
 """How long does it take to plan an epoch of SeTa, and what does a sampler add to a training step?
 
-Planning, from losses: `ours` is `tamis.selectors.dynamic.seta`, with its exact 1-D k-means. `theirs` does what the
-authors' release does: scikit-learn's KMeans on one column, then a Python loop over the samples. Both on one thread.
+Planning, from losses to the order of the epoch: `ours` is `tamis.selectors.dynamic.seta`, with its exact 1-D k-means.
+`theirs` takes the steps of the authors' release: scikit-learn's KMeans on one column, then Python lists of 0-d tensors.
+`arrays` is the same without the lists, as anyone would write it. All on one thread.
 
 A step: a small convolutional network on images of 28 x 28 at batch 128, and what `sampler.step` takes beyond the plain
 mean of the losses, on two threads. The state of a sampler is measured for 1,000 and for 10 million samples.
@@ -22,6 +23,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import torch
 
 SIZES = (3_000_000, 10_000_000)
 GROUPS, SCALE, EPOCH = 10, 0.5, 3
@@ -33,39 +35,75 @@ def made_up_losses(n: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(0).gamma(0.7, 0.8, n).astype(np.float32)
 
 
-def theirs(losses: npt.NDArray[np.float32]) -> list[int]:
-    """The samples in SeTa's window, as the release finds them."""
+def release(losses: torch.Tensor) -> npt.NDArray[np.int64]:
+    """An epoch's samples in their order by the steps of the authors' release (seta.py, commit c8db4eb).
+
+    scikit-learn's KMeans on one column; Python lists of 0-d tensors for the groups, their means and the window; then
+    shuffled, and made an array.
+    """
+    import torch
+    from sklearn.cluster import KMeans
+
+    kept = torch.randperm(len(losses))
+    fitted = KMeans(n_clusters=GROUPS, random_state=0).fit(losses[kept].unsqueeze(1))
+    members: list[list[torch.Tensor]] = [[] for _ in range(GROUPS)]
+    values: list[list[torch.Tensor]] = [[] for _ in range(GROUPS)]
+    for loss, sample, group in zip(losses[kept], kept, fitted.labels_, strict=True):
+        values[group].append(loss)
+        members[group].append(sample)
+    order = sorted(range(GROUPS), key=lambda group: np.mean(values[group]))
+    planned = [sample for group in window(order) for sample in members[group]]
+    np.random.default_rng(0).shuffle(planned)
+    return np.array(planned)
+
+
+def tidy(losses: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """The same with arrays: scikit-learn's KMeans on one column, and the samples of its labels."""
     from sklearn.cluster import KMeans
 
     fitted = KMeans(n_clusters=GROUPS, random_state=0).fit(losses.reshape(-1, 1))
-    rank = np.argsort(np.argsort(fitted.cluster_centers_[:, 0]))
+    order = np.argsort(fitted.cluster_centers_[:, 0]).tolist()
+    planned = np.flatnonzero(np.isin(fitted.labels_, window(order)))
+    return np.random.default_rng(0).permutation(planned)
+
+
+def window(groups: list[int]) -> list[int]:
+    """The groups of the epoch, of all in ascending order."""
     width = round(SCALE * GROUPS)
     start = EPOCH % (GROUPS - width + 1)
-    window = {int(group) for group in range(GROUPS) if start <= rank[group] < start + width}
-    return [sample for sample, label in enumerate(fitted.labels_) if int(label) in window]
+    return groups[start : start + width]
 
 
 def planning(n: int, repeat: int) -> dict[str, Any]:
-    """Both on n losses."""
+    """All three on n losses."""
+    import torch
+
     from tamis.selectors.dynamic import seta
 
     losses, seen = made_up_losses(n), np.ones(n, np.int64)
+    tensor = torch.from_numpy(losses)
     plans: dict[str, Any] = {}
 
     def ours() -> None:
-        plans["ours"] = seta(losses, seen, EPOCH, np.random.default_rng(0), epochs=12, num_group=GROUPS).indices
+        rng = np.random.default_rng(0)
+        plans["ours"] = rng.permutation(seta(losses, seen, EPOCH, rng, epochs=12, num_group=GROUPS).indices)
 
-    def peer() -> None:
-        plans["theirs"] = theirs(losses)
+    def arrays() -> None:
+        plans["arrays"] = tidy(losses)
+
+    def theirs() -> None:
+        plans["theirs"] = release(tensor)
 
     with _measure.one_thread():
         seta(losses[:10_000], seen[:10_000], EPOCH, np.random.default_rng(0), epochs=12)
-        times = _measure.alternate({"ours": ours, "theirs": peer}, repeat)
+        release(tensor[:1000])
+        times = _measure.alternate({"ours": ours, "arrays": arrays, "theirs": theirs}, repeat)
     common = np.intersect1d(plans["ours"], plans["theirs"]).size
     return {
         "samples": n,
         "seconds": times,
         "ratio": _measure.ratio(times),
+        "ratio_arrays": _measure.ratio({"ours": times["ours"], "theirs": times["arrays"]}),
         "planned": {side: len(plan) for side, plan in plans.items()},
         "in_common": common,
     }
@@ -121,7 +159,7 @@ def main(repeat: int, quick: bool) -> None:
     aims = [
         _measure.aim(
             f"SeTa's plan of an epoch from {plan['samples']:,} losses, 10 groups",
-            "scikit-learn KMeans and a Python loop, as in the authors' release",
+            "scikit-learn KMeans and a Python loop over 0-d tensors, as in the authors' release",
             plan["ratio"],
             at_least=200,
         )

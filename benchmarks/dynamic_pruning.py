@@ -11,9 +11,9 @@ run's interval if its mean is.
 
 from __future__ import annotations
 
+import os
 import sys
-import time
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,8 @@ import _measure
 import click
 import numpy as np
 import torch
-from torch import nn
 
-import tamis
-from tamis.selectors import dynamic
-from tamis.training import PlanSampler
+from tamis.training import Images, TrainConfig, fit
 from tamis.training.compare import half_interval
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data_manifests"))
@@ -38,92 +35,39 @@ BATCH, NOISE, CLASSES = 128, 0.2, 10
 METHODS = ("full", "seta", "seta_linupper", "infobatch", "hard", "random")  # random needs to know what SeTa saw
 
 
-class SmallCNN(nn.Sequential):
-    """Two convolutions and two linear layers, 206,922 parameters."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(32 * 49, 128), nn.ReLU(), nn.Linear(128, CLASSES),
-        )  # fmt: skip
+def images() -> tuple[Images, Images]:
+    """The images to train on, and those to test on."""
+    found = {name: fetch.read_idx(path) for name, path in fetch.fashion_mnist().items()}
+    return tuple(
+        Images(found[f"{part}-images"][:, None], found[f"{part}-labels"].astype(np.int64)) for part in ("train", "t10k")
+    )
 
 
-def images(device: str) -> dict[str, torch.Tensor]:
-    """The four arrays: pixels scaled to mean 0 and variance 1, labels int64."""
-    files = fetch.fashion_mnist()
-    found = {name: torch.from_numpy(fetch.read_idx(path).copy()) for name, path in files.items()}
-    pixels = {
-        name: (found[name].float().unsqueeze(1) / 255 - 0.2860) / 0.3530 for name in ("train-images", "t10k-images")
-    }
-    labels = {name: found[name].long() for name in ("train-labels", "t10k-labels")}
-    return {name: array.to(device) for name, array in (pixels | labels).items()}
-
-
-def flipped(labels: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+def flipped(labels: npt.NDArray[np.int64], share: float, seed: int) -> npt.NDArray[np.int64]:
     """The labels with a share of them replaced by one of the other classes."""
     rng = np.random.default_rng([seed, 1])
     chosen = rng.permutation(len(labels))[: round(share * len(labels))]
-    wrong = labels.clone()
-    shift = torch.from_numpy(rng.integers(1, CLASSES, len(chosen))).to(labels)
-    wrong[chosen] = (wrong[chosen] + shift) % CLASSES
+    wrong = labels.copy()
+    wrong[chosen] = (wrong[chosen] + rng.integers(1, CLASSES, len(chosen))) % CLASSES
     return wrong
 
 
-def sampler_of(method: str, n: int, epochs: int, seed: int, share: float) -> PlanSampler:
-    """A method's sampler; `share` is the fraction of the samples that random sees."""
-    options: dict[str, Any] = {"seed": seed, "epoch_size": "pruned"}
-    if method == "seta":
-        return tamis.SeTaSampler(n, epochs=epochs, **options)
+def config_of(method: str, n: int, epochs: int, seed: int, share: float) -> TrainConfig:
+    """How a method trains; `share` is the fraction of the samples that random sees."""
+    config = TrainConfig(epochs=epochs, batch_size=BATCH, seed=seed)
     if method == "seta_linupper":
-        return tamis.SeTaSampler(n, epochs=epochs, strategy="linupper", r=1.0, warmup_steps=n // BATCH, **options)
-    if method == "infobatch":
-        return tamis.InfoBatchSampler(n, epochs=epochs, **options)
-    if method == "hard":
-        return PlanSampler(n, partial(dynamic.hard_first, epochs=epochs, prune_ratio=0.4), **options)
-    return PlanSampler(n, partial(dynamic.random, prune_ratio=1 - share if method == "random" else 0.0), **options)
+        return replace(config, sampler="seta", weights="linupper", r=1.0, warmup_steps=n // BATCH)
+    ratios = {"hard": 0.4, "random": 1 - share}
+    return replace(config, sampler=method, prune_ratio=ratios.get(method))
 
 
 def train(
-    method: str, data: dict[str, torch.Tensor], labels: torch.Tensor, epochs: int, seed: int, share: float, device: str
+    method: str, data: Images, test: Images, epochs: int, seed: int, share: float, device: str, threads: int
 ) -> dict[str, float]:
-    """One training; the learning rate falls in a straight line over the epochs' parts that are done."""
-    pixels = data["train-images"]
-    n = len(pixels)
-    torch.manual_seed(seed)
-    model = SmallCNN().to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-    sampler = sampler_of(method, n, epochs, seed, share)
-    seen = 0
-    began = time.perf_counter()
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
-        order = np.fromiter(sampler, np.int64)
-        for start in range(0, len(order), BATCH):
-            ids = torch.from_numpy(order[start : start + BATCH])
-            there = ids.to(device)
-            for group in optimiser.param_groups:
-                group["lr"] = 2e-3 * (1 - (epoch + start / len(order)) / epochs)
-            losses = nn.functional.cross_entropy(model(pixels[there]), labels[there], reduction="none")
-            loss = sampler.step(ids, losses)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            seen += len(ids)
-    if device != "cpu":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
-    return {"accuracy": accuracy(model, data), "samples": seen, "seconds": seconds}
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: dict[str, torch.Tensor]) -> float:
-    """On the test images."""
-    right = sum(
-        int((model(pixels).argmax(1) == labels).sum())
-        for pixels, labels in zip(data["t10k-images"].split(1000), data["t10k-labels"].split(1000), strict=True)
-    )
-    return right / len(data["t10k-labels"])
+    """One training by the reference trainer."""
+    config = config_of(method, len(data), epochs, seed, share)
+    result = fit(data, np.ones(len(data), np.float32), test, config, device=device, threads=threads)
+    return {"accuracy": result.accuracy, "samples": result.samples_seen, "seconds": result.seconds}
 
 
 def summary(runs: list[dict[str, float]], full: list[dict[str, float]]) -> dict[str, Any]:
@@ -152,23 +96,31 @@ def summary(runs: list[dict[str, float]], full: list[dict[str, float]]) -> dict[
 @click.option("--repeat", type=click.IntRange(1), default=1, hidden=True)
 def main(seeds: int, epochs: int, device: str, quick: bool, repeat: int) -> None:  # noqa: ARG001
     """Measure, and write results/dynamic_pruning.json."""
-    data = images(device)
+    data, test = images()
+    threads = len(os.sched_getaffinity(0))
     if quick:
-        data = {name: array[:2560] for name, array in data.items()}
+        data, test = (part.take(np.arange(2560)) for part in (data, test))
         seeds, epochs = 2, 3
     found: dict[str, dict[str, Any]] = {}
     for noise in (0.0, NOISE):
         runs: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
         for seed in range(seeds):
-            labels = flipped(data["train-labels"], noise, seed)
+            noisy = Images(data.pixels, flipped(data.labels, noise, seed))
             for method in METHODS:
                 share = runs["seta"][-1]["samples"] / runs["full"][-1]["samples"] if method == "random" else 1.0
-                runs[method].append(train(method, data, labels, epochs, seed, share, device))
+                runs[method].append(train(method, noisy, test, epochs, seed, share, device, threads))
                 print(f"noise {noise} seed {seed} {method}: {runs[method][-1]}", file=sys.stderr, flush=True)
         found["clean" if noise == 0 else f"{NOISE:.0%} flipped"] = {
             method: summary(runs[method], runs["full"]) for method in METHODS
         }
-    results = {"labels": found, "seeds": seeds, "epochs": epochs, "batch": BATCH, "device": _device(device)}
+    results = {
+        "labels": found,
+        "seeds": seeds,
+        "epochs": epochs,
+        "batch": BATCH,
+        "threads": threads,
+        "device": _device(device),
+    }
     _measure.finish("dynamic_pruning", results, not quick)
 
 

@@ -23,7 +23,8 @@ from tamis.errors import TamisError
 from tamis.progress import Progress
 from tamis.reports.report import COMPARISON, write_report
 from tamis.training.compare import compare, verdict
-from tamis.training.trainer import TrainConfig
+from tamis.training.text import Texts
+from tamis.training.trainer import TrainConfig, planned
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "tweets.yaml"
@@ -37,19 +38,12 @@ def train_all(run: tamis.Run, train_path: Path, test_path: Path) -> dict[str, ob
     manifest = run.open_manifest()
     table, held_out = pq.read_table(train_path), pq.read_table(test_path)
     classes = manifest.record["classes"]
-    texts, labels = table["text"].to_pylist(), codes(table["label"].to_pylist(), classes)
-    test = (held_out["text"].to_pylist(), codes(held_out["label"].to_pylist(), classes))
-    selected = manifest.select["row"].to_numpy()
-    section = manifest.record["recipe"]["train"]
-    plain = TrainConfig(epochs=1, batch_size=section["batch_size"], lr=section["lr"])
-    online = TrainConfig(
-        epochs=1,
-        batch_size=section["batch_size"],
-        lr=section["lr"],
-        sampler=section["sampler"],
-        weights=section["weights"],
-        r=section["r"],
+    texts, test = (
+        Texts.of(part["text"].to_pylist(), codes(part["label"].to_pylist(), classes)) for part in (table, held_out)
     )
+    selected = manifest.select["row"].to_numpy()
+    online = planned(manifest)
+    plain = TrainConfig(epochs=1, batch_size=online.batch_size, lr=online.lr)
     subsets = {
         "full": np.arange(len(texts)),
         "random": lambda seed: np.random.default_rng([20260101, seed]).permutation(len(texts))[: len(selected)],
@@ -57,7 +51,7 @@ def train_all(run: tamis.Run, train_path: Path, test_path: Path) -> dict[str, ob
         ONLINE: selected,
         WEIGHTED: selected,
     }
-    total = section["epochs"] * len(selected)
+    total = online.epochs * len(selected)
     started = time.perf_counter()
 
     def show(name: str, seed: int, accuracy: float) -> None:
@@ -70,7 +64,6 @@ def train_all(run: tamis.Run, train_path: Path, test_path: Path) -> dict[str, ob
     results = compare(
         subsets,
         texts,
-        labels,
         {WEIGHTED: manifest.select["weight"].to_numpy()},
         test,
         total_samples=total,
@@ -79,7 +72,7 @@ def train_all(run: tamis.Run, train_path: Path, test_path: Path) -> dict[str, ob
         on_result=show,
     )
     return {
-        "note": f"Every training sees {total:,} samples; {len(test[0]):,} held-out tweets, {len(SEEDS)} seeds. "
+        "note": f"Every training sees {total:,} samples; {len(test):,} held-out tweets, {len(SEEDS)} seeds. "
         "The test labels are the crowd's, wrong ones included.",
         "results": [
             {"name": r.name, "size": r.size, "samples_seen": r.samples_seen, "mean": r.mean, "ci95": r.ci95,

@@ -167,15 +167,14 @@ def plan(
 
     Example: tamis plan recipe.yaml --out runs/first --set select.budget=0.1
     """
-    import os
-
     from tamis.errors import OutputError
     from tamis.pipelines.estimate import estimate
     from tamis.pipelines.explain import why_not_cached
     from tamis.pipelines.plan import pending
+    from tamis.pipelines.resources import usable_cores
     from tamis.pipelines.run import cached, read_run
 
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or usable_cores()
     planned = _plan(recipe, out, limit, overrides)
     try:
         previous: dict[str, Any] | None = read_run(out)
@@ -299,11 +298,15 @@ def export(folder: Path, target: str, out: Path, data: Path | None) -> None:
     help="Folder for checkpoints and the training ledger; default: one below DIR/training for each subset.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="The dataset, if it lies elsewhere than at the run.")
-@click.option("--test", type=click.Path(path_type=Path), help="A file with the same columns to measure accuracy on.")
+@click.option("--test", type=click.Path(path_type=Path), help="Data with the same columns to measure on.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs; default: the recipe's.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a step; default: the recipe's.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the model and of the order."
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads; default: 1 for texts, all usable cores otherwise."
 )
 @click.option(
     "--trust-rows",
@@ -327,38 +330,45 @@ def train(
     epochs: int | None,
     batch_size: int | None,
     seed: int,
+    device: str,
+    threads: int | None,
     trust_rows: bool,
     checkpoint_every: int,
     as_json: bool,
 ) -> None:
     """Train the bundled model on the manifest in DIR; run it again after a stop and it goes on.
 
+    Several processes, one a GPU: torchrun --nproc-per-node 2 -m tamis train DIR
+
     Example: tamis train runs/first --test test.parquet
     """
+    from dataclasses import replace
+
     from tamis.manifests.reader import open_manifest
     from tamis.pipelines.dataset import locate
+    from tamis.pipelines.resources import usable_cores
     from tamis.progress import TrainingProgress
+    from tamis.training.trainer import planned
     from tamis.training.trainer import train as train_manifest
 
     manifest = open_manifest(folder)
-    section = manifest.record["recipe"]["train"]
+    config = replace(planned(manifest), seed=seed, checkpoint_every=checkpoint_every)
+    config = replace(config, epochs=epochs or config.epochs, batch_size=batch_size or config.batch_size)
+    text = manifest.record["recipe"]["train"]["model"] == "text"
     with TrainingProgress() as progress:
         result = train_manifest(
             folder,
             out=out or folder / "training" / manifest.subset_id[:12],
+            config=config,
             dataset=locate(folder, data),
-            epochs=epochs or section["epochs"],
-            batch_size=batch_size or section["batch_size"],
-            lr=section["lr"],
-            seed=seed,
-            sampler=section["sampler"],
-            weights=section["weights"],
-            r=section["r"],
             test=test,
             trust_rows=trust_rows,
-            checkpoint_every=checkpoint_every,
+            device=device,
+            threads=threads or (1 if text else usable_cores()),
             on_progress=progress.on_step,
         )
+    if result.ledger is None:  # another of torchrun's processes tells
+        return
     facts = {
         "accuracy": result.accuracy,
         "loss": result.loss,
@@ -368,6 +378,35 @@ def train(
         "ledger": str(result.ledger),
     }
     _print(facts, as_json, _show_training)
+
+
+@main.command()
+@click.argument("data")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for the blocks; made if missing.")
+@click.option("--text", default="text", show_default=True, help="The column of the texts.")
+@click.option("--block", type=click.IntRange(2), default=256, show_default=True, help="Tokens in a block.")
+@click.option(
+    "--vocabulary", type=click.IntRange(257), default=4096, show_default=True, help="Size of the tokenizer fitted."
+)
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="A tokenizer.json to use instead of a new one.")
+@_JSON
+@_errors
+def pack(data: str, out: Path, text: str, block: int, vocabulary: int, tokenizer: Path | None, as_json: bool) -> None:
+    """Cut the texts of DATA into blocks of tokens, the samples of the model lm.
+
+    Example: tamis pack corpus.jsonl --out packed --block 256
+    """
+    from tamis.training.packing import pack as pack_texts
+
+    packed = pack_texts(data, out, text=text, block=block, vocabulary=vocabulary, tokenizer=tokenizer)
+    facts = {
+        "path": str(packed.path),
+        "tokenizer": str(packed.tokenizer),
+        "blocks": packed.blocks,
+        "tokens": packed.tokens,
+        "documents": packed.documents,
+    }
+    _print(facts, as_json, _show_packed)
 
 
 @main.command()
@@ -491,6 +530,15 @@ def _show_why(facts: Mapping[str, Any]) -> str:
             ]
             lines.append(f"{'  ' * depth}  {', '.join(known)}")
     return "\n".join(lines)
+
+
+def _show_packed(facts: Mapping[str, Any]) -> str:
+    return (
+        f"{facts['blocks']:,} blocks, {facts['tokens']:,} tokens, of {facts['documents']:,} texts\n"
+        f"blocks     {facts['path']}\n"
+        f"tokenizer  {facts['tokenizer']}\n"
+        f"in a recipe: dataset: {{path: {facts['path']}, tokens: tokens, text: text}} and train: {{model: lm}}"
+    )
 
 
 def _show_training(facts: Mapping[str, Any]) -> str:

@@ -54,9 +54,17 @@ class DamagedManifestError(TamisError):
 
 
 class NonFiniteLossError(TamisError):
-    """A training loss was NaN or infinite (exit 8)."""
+    """A training loss was NaN or infinite (exit 8).
+
+    Attributes:
+        positions: Of the samples in the dataset, where they are known.
+    """
 
     exit_code = 8
+
+    def __init__(self, message: str, positions: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.positions = positions
 
 
 class LockedError(TamisError):

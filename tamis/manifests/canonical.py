@@ -201,6 +201,11 @@ def _rebuilt(array: pa.Array, field: pa.Field) -> pa.Array:
         buffers = _offsets_and_data(array, np.dtype(np.int32))
     elif pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
         buffers = _offsets_and_data(array, np.dtype(np.int64))
+    elif pa.types.is_fixed_size_list(kind) and not array.flatten().null_count:
+        cells = array.values.slice(array.offset * kind.list_size, rows * kind.list_size)
+        filled = np.where(np.repeat(valid, kind.list_size), cells.fill_null(0).to_numpy(), 0)
+        child = _rebuilt(pa.array(filled, kind.value_type), kind.value_field)
+        return pa.Array.from_buffers(kind, rows, [validity], null_count=nulls, children=[child])
     else:
         raise TamisError(f"column {field.name!r} has type {kind}, for which there are no canonical bytes")
     parts = [validity, *(pa.py_buffer(np.ascontiguousarray(buffer).tobytes()) for buffer in buffers)]

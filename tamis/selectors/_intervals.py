@@ -203,7 +203,7 @@ def interval_starts(points: Float64, mass: Float64, groups: int) -> Int64:
     while size > _SMALL:
         windows = _narrow(points, weight, first, second, windows)
         smaller = np.sum(windows[:, 1] - windows[:, 0])
-        if smaller > size // 2:
+        if smaller > size - size // 8:
             break
         size = smaller
     before = np.zeros(1)

@@ -113,7 +113,7 @@ def group_bounds(values: NDArray[np.floating[Any]], groups: int) -> NDArray[np.f
     # Squares of centred, scaled values neither overflow nor cancel.
     points = distinct.astype(np.float64)
     points /= max(float(np.abs(points[[0, -1]]).max()), np.finfo(np.float64).tiny)
-    points -= np.average(points, weights=mass)
+    points -= (points @ mass) / ordered.size
 
     from tamis.selectors import _intervals  # numba takes half a second to load
 
@@ -213,14 +213,15 @@ def seta(
         # The window is still computed, so that its options are checked from the first epoch on.
         seta_window(epoch, num_group, window_scale, rule)
         return _unweighted(drawn)
-    losses = np.asarray(scores)[drawn[graded]]
-    bounds = group_bounds(losses, num_group)
+    losses = np.asarray(scores)
+    if drawn.size < losses.size:
+        losses = losses[drawn]
+    bounds = group_bounds(losses if graded.all() else losses[graded], num_group)
     start, stop = seta_window(epoch, min(num_group, bounds.size), window_scale, rule)
-    keep = np.ones(drawn.size, dtype=bool)
-    keep[graded] = losses >= bounds[start]
+    keep = losses >= bounds[start]
     if stop < bounds.size:
-        keep[graded] &= losses < bounds[stop]
-    return _unweighted(drawn[keep], bounds.size)
+        keep &= losses < bounds[stop]
+    return _unweighted(drawn[keep | ~graded], bounds.size)
 
 
 def infobatch(

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tamis.training.data import WithIndex
+    from tamis.training.image import Images
+    from tamis.training.lm import Blocks
+    from tamis.training.packing import pack
     from tamis.training.samplers import (
         InfoBatchSampler,
         IngeniousSampler,
@@ -18,10 +21,13 @@ if TYPE_CHECKING:
         SeTaSampler,
     )
     from tamis.training.scores import ScoreTable
-    from tamis.training.trainer import TrainConfig, TrainResult, fit, train
+    from tamis.training.text import Texts
+    from tamis.training.trainer import TrainConfig, TrainResult, fit, planned, train
     from tamis.training.weights import LinearSchedule, focal, reweight, with_importance
 
 _HOME = {
+    "Blocks": "lm",
+    "Images": "image",
     "InfoBatchSampler": "samplers",
     "IngeniousSampler": "samplers",
     "LinearSchedule": "weights",
@@ -29,17 +35,22 @@ _HOME = {
     "PlanSampler": "samplers",
     "ScoreTable": "scores",
     "SeTaSampler": "samplers",
+    "Texts": "text",
     "TrainConfig": "trainer",
     "TrainResult": "trainer",
     "WithIndex": "data",
     "fit": "trainer",
     "focal": "weights",
+    "pack": "packing",
+    "planned": "trainer",
     "reweight": "weights",
     "train": "trainer",
     "with_importance": "weights",
 }
 
 __all__ = [
+    "Blocks",
+    "Images",
     "InfoBatchSampler",
     "IngeniousSampler",
     "LinearSchedule",
@@ -47,11 +58,14 @@ __all__ = [
     "PlanSampler",
     "ScoreTable",
     "SeTaSampler",
+    "Texts",
     "TrainConfig",
     "TrainResult",
     "WithIndex",
     "fit",
     "focal",
+    "pack",
+    "planned",
     "reweight",
     "train",
     "with_importance",

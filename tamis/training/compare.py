@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tamis.errors import RecipeError
-from tamis.training.text import featurise
-from tamis.training.trainer import TrainConfig, fit_features
+from tamis.errors import DataError, RecipeError
+from tamis.training.trainer import TrainConfig, fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from tamis.training.learner import Samples
 
 LEVEL = 0.05
 
@@ -48,10 +49,9 @@ class Result:
 
 def compare(
     subsets: Mapping[str, NDArray[np.int64] | Callable[[int], NDArray[np.int64]]],
-    texts: Sequence[str],
-    labels: NDArray[np.int64],
+    samples: Samples,
     sample_weights: Mapping[str, NDArray[np.float32]] | None,
-    test: tuple[Sequence[str], NDArray[np.int64]],
+    test: Samples,
     *,
     total_samples: int,
     seeds: Sequence[int],
@@ -61,13 +61,12 @@ def compare(
     """Trains on each subset with each seed until `total_samples` samples are seen; measures test accuracy.
 
     Args:
-        subsets: Positions in `texts` by the subset's name, or a function from the seed to them (a subset that
+        subsets: Positions in `samples` by the subset's name, or a function from the seed to them (a subset that
             is random should be drawn anew for each seed).
-        texts: All texts.
-        labels: int64, all labels, from 0.
+        samples: All of them, such as `Texts` or `Images`.
         sample_weights: float32 weights in the order of the subset's positions, by name; a subset without an
             entry has weights 1.
-        test: Texts and labels to measure on.
+        test: Labelled samples to measure on.
         total_samples: The budget, the same for every training.
         seeds: The same for every subset, so that accuracies are paired.
         configs: How to train: one for all, or one for each subset by name. Its seed, total_samples and epochs
@@ -79,15 +78,16 @@ def compare(
 
     Raises:
         RecipeError: There is no seed or no subset, a seed is there twice, or a subset has no config.
-        DataError: As `fit`.
+        DataError: As `fit`, or the samples have no labels.
     """
+    if test.labels is None:
+        raise DataError("accuracies are compared, and these samples have no labels")
     if not subsets or not seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(
             f"{len(subsets)} subsets and seeds {list(seeds)} were given; at least one of each, no seed twice"
         )
     if not isinstance(configs, TrainConfig) and set(subsets) - set(configs):
         raise RecipeError(f"no config for the subsets {sorted(set(subsets) - set(configs))}")
-    features, held_out = featurise(texts), (featurise(test[0]), test[1])
     results = []
     for name, subset in subsets.items():
         base = configs if isinstance(configs, TrainConfig) else configs[name]
@@ -96,7 +96,7 @@ def compare(
             rows = subset(seed) if callable(subset) else subset
             weights = (sample_weights or {}).get(name, np.ones(len(rows), dtype=np.float32))
             config = replace(base, total_samples=total_samples, epochs=-(-total_samples // max(len(rows), 1)))
-            run = fit_features(features.take(rows), labels[rows], weights, held_out, replace(config, seed=seed))
+            run = fit(samples.take(rows), weights, test, replace(config, seed=seed))
             assert run.accuracy is not None
             runs.append((run.accuracy, run.samples_seen, run.seconds))
             if on_result is not None:

@@ -53,6 +53,21 @@ EPOCH_SIZES = ("fixed", "pruned")
 _STATE_VERSION = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch of all processes together, as it was trained on.
+
+    Attributes:
+        ids: int64 [m], positions in the dataset.
+        losses: float64 [m].
+        weights: float64 [m], what the losses were multiplied by; with sum 1, unless the policy has weights too.
+    """
+
+    ids: NDArray[np.int64]
+    losses: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+
 class PlanSampler(Sampler[int]):
     """Yields each epoch's samples in a seeded random order, as a policy plans them from the losses so far.
 
@@ -63,6 +78,7 @@ class PlanSampler(Sampler[int]):
         position: How many of its samples `step` has been given, by all processes together.
         steps: How many batches `step` has been given, over all epochs.
         scores: The losses, live and frozen.
+        last: What the last `step` was given by all processes, and the weights that it gave; None before the first.
 
     Args:
         n: Number of samples, at least 1.
@@ -119,6 +135,7 @@ class PlanSampler(Sampler[int]):
         self.position = 0
         self.steps = 0
         self.scores = ScoreTable(self.n)
+        self.last: Batch | None = None
         self._policy = policy
         self._epoch_size = epoch_size
         self._strategy = strategy
@@ -151,9 +168,14 @@ class PlanSampler(Sampler[int]):
         """The current epoch's plan, before shuffling and repetition."""
         return self._current().plan
 
+    @property
+    def epoch_samples(self) -> int:
+        """The number of samples that the current epoch has, for all processes together."""
+        return self._current().order.size
+
     def __len__(self) -> int:
         """The number of samples that this process has of the current epoch, from its beginning."""
-        return -(-self._current().order.size // self._ranks.size)
+        return -(-self.epoch_samples // self._ranks.size)
 
     def __iter__(self) -> Iterator[int]:
         """The positions of the current epoch's samples; after `load_state_dict`, those that remain, once.
@@ -216,13 +238,14 @@ class PlanSampler(Sampler[int]):
         # What is beyond the end of the epoch is there to give every process as much.
         real = where.size
         if self._ranks.size > 1:
-            real = min(real, self._current().order.size - self.position)
+            real = min(real, self.epoch_samples - self.position)
         self.scores.record(where[:real], joined[:real])
         self.position += real
         self.steps += 1
         weights = np.zeros(where.size)
         if real:
             weights[:real] = self._weigh(where[:real], joined[:real], None if counts is None else counts[:real])
+        self.last = Batch(where[:real], joined[:real], weights[:real])
         mine = weights[self._ranks.rank :: self._ranks.size] * self._ranks.size
         return torch.from_numpy(mine).to(losses)
 

@@ -61,7 +61,8 @@ class ScoreTable:
         if bad.size:
             raise NonFiniteLossError(
                 f"the loss of {bad.size} samples is NaN or infinite, of ids {bad[:10].tolist()}; "
-                "lower the learning rate, or look at these samples"
+                "lower the learning rate, or look at these samples",
+                tuple(bad.tolist()),
             )
         self.live[where] = values
         np.add.at(self.seen, where, 1)

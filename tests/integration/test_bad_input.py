@@ -10,7 +10,7 @@ import pytest
 
 import tamis
 from tamis.manifests.schema import DECISIONS
-from tamis.training.trainer import load_training_rows
+from tamis.training.rows import read_training
 
 EMBED = {"kind": "embed", "encoder": "lsa", "dim": 16}
 EXACT = {"kind": "dedup", "eps": 0.0}
@@ -811,10 +811,9 @@ def test_training_where_the_rows_were_quarantined_reads_only_the_kept(tmp_path, 
     columns["text"][3] = None
     data = write(columns)
     accepted(go(data, [{**RANDOM, "budget": N - 1}], max_bad_fraction=0.1))
-    ids, texts, labels, weights, _ = load_training_rows(tamis.open_manifest(tmp_path / "out"), str(data))
-    assert len(ids) == len(texts) == len(labels) == len(weights) == N - 1
-    assert None not in texts
-    assert "r0003" not in ids
+    read = read_training(tamis.open_manifest(tmp_path / "out"), str(data))
+    assert len(read.ids) == len(read.samples) == len(read.weights) == N - 1
+    assert "r0003" not in read.ids
 
 
 def test_training_into_a_folder_that_cannot_be_made(tmp_path, write, go, cli, columns):

@@ -31,8 +31,9 @@ from tamis.pipelines.sources import resolve, scan
 from tamis.pipelines.stages.ingest import content_hashes
 from tamis.training import compare as compare_module
 from tamis.training.compare import Result, compare, half_interval, paired_p, verdict
-from tamis.training.text import BUCKETS, TextClassifier, featurise
-from tamis.training.trainer import Progress, TrainConfig, fit, load_training_rows, train
+from tamis.training.rows import read_training
+from tamis.training.text import BUCKETS, TextClassifier, Texts, featurise
+from tamis.training.trainer import Progress, TrainConfig, fit, planned, train
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnprst"]
 CONFIG = TrainConfig(epochs=3, batch_size=16, checkpoint_every=5, sampler="seta", weights="linupper", num_group=4)
@@ -54,6 +55,7 @@ def make_texts(n, seed, classes=3, noise=0.0):
 
 
 TEXTS, LABELS = make_texts(200, 0)
+SAMPLES = Texts.of(TEXTS, LABELS)
 WEIGHTS = np.linspace(0.5, 2, 200).astype(np.float32)
 
 
@@ -75,11 +77,11 @@ def test_features_are_words_pairs_and_triples():
     sizes = np.diff(features.offsets)
     # "ab cd": 2 words, 1 pair, and the triples of " ab cd ": 5.
     assert sizes.tolist() == [8, 0, 3, 9, 4, 8]
-    assert features.buckets.min() >= 0
-    assert features.buckets.max() < BUCKETS
+    assert features.values.min() >= 0
+    assert features.values.max() < BUCKETS
 
     def of(i):
-        return sorted(features.buckets[features.offsets[i] : features.offsets[i + 1]].tolist())
+        return sorted(features.values[features.offsets[i] : features.offsets[i + 1]].tolist())
 
     assert of(0) == of(5)
     assert set(of(2)) <= set(of(0)) | set(of(3))
@@ -89,18 +91,18 @@ def test_features_are_words_pairs_and_triples():
 def test_features_are_the_same_in_every_process_and_chunk(monkeypatch):
     features = featurise(TEXTS)
     # Fixed here, so that a changed hash is noticed: old checkpoints would silently mean something else.
-    assert featurise(["tamis"]).buckets.tolist() == [155197, 111716, 72231, 207985, 71000, 229540]
+    assert featurise(["tamis"]).values.tolist() == [155197, 111716, 72231, 207985, 71000, 229540]
     monkeypatch.setattr("tamis.training.text._CHUNK", 7)
     parts = featurise(TEXTS)
-    np.testing.assert_array_equal(parts.buckets, features.buckets)
+    np.testing.assert_array_equal(parts.values, features.values)
     np.testing.assert_array_equal(parts.offsets, features.offsets)
     some = np.array([5, 0, 5, 199])
-    np.testing.assert_array_equal(features.take(some).buckets, featurise([TEXTS[i] for i in some]).buckets)
+    np.testing.assert_array_equal(features.take(some).values, featurise([TEXTS[i] for i in some]).values)
 
 
 def test_hashes_spread_evenly():
     features = featurise([f"w{i}" for i in range(20_000)])
-    words = features.buckets[features.offsets[:-1]]  # a text's words come first
+    words = features.values[features.offsets[:-1]]  # a text's words come first
     expected = BUCKETS * (1 - np.exp(-20_000 / BUCKETS))
     assert abs(len(np.unique(words)) - expected) < 150
     for bits in (words % 64, words >> 12):
@@ -112,11 +114,11 @@ def test_gathered_logits_are_the_whole_tables():
     with torch.no_grad():
         model.table.normal_(generator=torch.Generator().manual_seed(1))
     features = featurise([*TEXTS[:5], "", "unseen"])
-    where, block, logits = model.gather(features)
+    where, block, logits = model.gather(features, np.unique(features.values))
     torch.testing.assert_close(logits, model(features))
     torch.testing.assert_close(block, model.table[where])
     torch.testing.assert_close(logits[5], model.bias)
-    empty = model.gather(featurise(["", ""]))[2]
+    empty = model.gather(featurise(["", ""]), np.zeros(0, np.int32))[2]
     torch.testing.assert_close(empty, model.bias.expand(2, 3))
 
 
@@ -128,9 +130,9 @@ def test_updates_are_adamw_on_the_rows_that_a_batch_touches():
     lazy = LazyAdamW(ours, 0.01)
     dense = torch.optim.AdamW(theirs.parameters(), lr=0.1, weight_decay=0.01)
     for _ in range(4):  # the same batch again: then the lazy rows' moments are the dense ones'
-        where, block, logits = ours.gather(features)
+        where, block, logits = ours.gather(features, np.unique(features.values))
         torch.nn.functional.cross_entropy(logits, labels).backward()
-        lazy.step(where, block, 0.1)
+        lazy.step(where, block.grad, 0.1)
         dense.zero_grad()
         torch.nn.functional.cross_entropy(theirs(features), labels).backward()
         dense.step()
@@ -144,7 +146,7 @@ def test_updates_are_adamw_on_the_rows_that_a_batch_touches():
 def test_learns_nearly_as_well_as_tfidf_and_logistic_regression():
     texts, labels = make_texts(3000, 1, noise=0.1)
     test = make_texts(1000, 2)
-    result = fit(texts, labels, np.ones(3000, np.float32), test, TrainConfig(epochs=4))
+    result = fit(Texts.of(texts, labels), np.ones(3000, np.float32), Texts.of(*test), TrainConfig(epochs=4))
     vectoriser = TfidfVectorizer(ngram_range=(1, 2))
     linear = LogisticRegression(max_iter=300).fit(vectoriser.fit_transform(texts), labels)
     reference = linear.score(vectoriser.transform(test[0]), test[1])
@@ -169,10 +171,9 @@ def test_same_inputs_give_the_same_bits_whatever_the_global_state(tmp_path, samp
         inside = set()
         try:
             result = fit(
-                TEXTS,
-                LABELS,
+                SAMPLES,
                 WEIGHTS,
-                (TEXTS, LABELS),
+                SAMPLES,
                 config,
                 tmp_path / str(i),
                 lambda _, inside=inside: inside.add(torch.get_num_threads()),
@@ -190,7 +191,7 @@ def test_fit_leaves_global_random_generators_alone():
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
     before = (python_random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state())  # noqa: NPY002
-    fit(TEXTS, LABELS, WEIGHTS, None, CONFIG)
+    fit(SAMPLES, WEIGHTS, None, CONFIG)
     assert python_random.getstate() == before[0]
     assert np.random.get_state()[1].tobytes() == before[1]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[2])
@@ -200,14 +201,14 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_trainer import CONFIG, LABELS, TEXTS, WEIGHTS
+from test_trainer import CONFIG, SAMPLES, WEIGHTS
 from tamis.training.trainer import fit
 
 def on_progress(progress):
     if progress.steps == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-fit(TEXTS, LABELS, WEIGHTS, None, CONFIG, Path(sys.argv[1]), on_progress)
+fit(SAMPLES, WEIGHTS, None, CONFIG, Path(sys.argv[1]), on_progress)
 """
 
 
@@ -215,7 +216,7 @@ fit(TEXTS, LABELS, WEIGHTS, None, CONFIG, Path(sys.argv[1]), on_progress)
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
     steps = []
-    result = fit(TEXTS, LABELS, WEIGHTS, (TEXTS, LABELS), CONFIG, out, steps.append)
+    result = fit(SAMPLES, WEIGHTS, SAMPLES, CONFIG, out, steps.append)
     return out, result, steps
 
 
@@ -234,7 +235,7 @@ def test_killed_and_resumed_is_bitwise_the_undisturbed_training(tmp_path, undist
         killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     tail = []
-    resumed = fit(TEXTS, LABELS, WEIGHTS, (TEXTS, LABELS), CONFIG, tmp_path, tail.append)
+    resumed = fit(SAMPLES, WEIGHTS, SAMPLES, CONFIG, tmp_path, tail.append)
     assert tail[0].steps == 16  # resumed from the checkpoint of step 15, not from the start
     assert tail == steps[15:]
     assert checkpoint_tensors(tmp_path) == checkpoint_tensors(whole)
@@ -258,7 +259,7 @@ def test_resumes_bitwise_after_every_single_step(tmp_path, undisturbed):
 
     while remaining:
         try:
-            fit(TEXTS, LABELS, WEIGHTS, None, config, tmp_path, stop_once)
+            fit(SAMPLES, WEIGHTS, None, config, tmp_path, stop_once)
         except Stop:
             continue
     assert checkpoint_tensors(tmp_path) == checkpoint_tensors(whole)
@@ -268,45 +269,45 @@ def test_a_finished_training_is_not_trained_again(undisturbed):
     out, result, _ = undisturbed
     before = checkpoint_tensors(out)
     steps = []
-    again = fit(TEXTS, LABELS, WEIGHTS, (TEXTS, LABELS), CONFIG, out, steps.append)
+    again = fit(SAMPLES, WEIGHTS, SAMPLES, CONFIG, out, steps.append)
     assert steps == []
     assert again == result
     assert checkpoint_tensors(out) == before
 
 
 def test_another_training_and_damage_are_refused(tmp_path):
-    fit(TEXTS, LABELS, WEIGHTS, None, CONFIG, tmp_path)
-    fit(TEXTS, LABELS, WEIGHTS, None, replace(CONFIG, checkpoint_every=0), tmp_path)  # affects no result
+    fit(SAMPLES, WEIGHTS, None, CONFIG, tmp_path)
+    fit(SAMPLES, WEIGHTS, None, replace(CONFIG, checkpoint_every=0), tmp_path)  # affects no result
     with pytest.raises(OutputError, match="another training"):
-        fit(TEXTS, LABELS, WEIGHTS, None, replace(CONFIG, lr=0.5), tmp_path)
+        fit(SAMPLES, WEIGHTS, None, replace(CONFIG, lr=0.5), tmp_path)
     with pytest.raises(OutputError, match="another training"):
-        fit(TEXTS[::-1], LABELS, WEIGHTS, None, CONFIG, tmp_path)
+        fit(Texts.of(TEXTS[::-1], LABELS), WEIGHTS, None, CONFIG, tmp_path)
     name, data = checkpoint_tensors(tmp_path)
     (tmp_path / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(DamagedManifestError, match="damaged"):
-        fit(TEXTS, LABELS, WEIGHTS, None, CONFIG, tmp_path)
+        fit(SAMPLES, WEIGHTS, None, CONFIG, tmp_path)
     (tmp_path / name).write_bytes(data)
     record = (tmp_path / "checkpoint.json").read_bytes()
     (tmp_path / "checkpoint.json").write_bytes(record.replace(b'"samples_seen":', b'"samples_seen":1'))
     with pytest.raises(DamagedManifestError, match="damaged"):
-        fit(TEXTS, LABELS, WEIGHTS, None, CONFIG, tmp_path)
+        fit(SAMPLES, WEIGHTS, None, CONFIG, tmp_path)
 
 
 def test_output_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
-        fit(TEXTS, LABELS, WEIGHTS, None, CONFIG, tmp_path / "file" / "out")
+        fit(SAMPLES, WEIGHTS, None, CONFIG, tmp_path / "file" / "out")
 
 
 def test_nan_loss_stops_with_the_ids_and_keeps_the_checkpoint(tmp_path):
     config = replace(CONFIG, lr=1e38, checkpoint_every=1)
     ids = [f"sample-{i}" for i in range(200)]
     with pytest.raises(NonFiniteLossError, match=r"'sample-\d+'.*checkpoint is kept") as caught:
-        fit(TEXTS, LABELS, WEIGHTS, None, config, tmp_path, ids=ids)
+        fit(SAMPLES, WEIGHTS, None, config, tmp_path, ids=ids)
     assert caught.value.exit_code == 8
     kept = checkpoint_tensors(tmp_path)
     with pytest.raises(NonFiniteLossError):
-        fit(TEXTS, LABELS, WEIGHTS, None, config, tmp_path, ids=ids)
+        fit(SAMPLES, WEIGHTS, None, config, tmp_path, ids=ids)
     assert checkpoint_tensors(tmp_path) == kept
 
 
@@ -315,9 +316,10 @@ def test_ledger_says_what_each_sample_went_through(tmp_path):
     ids = [f"id{i}" for i in range(200)]
     rows = np.arange(200) * 3
     steps = []
-    result = fit(TEXTS, LABELS, WEIGHTS, None, config, tmp_path, steps.append, ids=ids, rows=rows)
+    result = fit(SAMPLES, WEIGHTS, None, config, tmp_path, steps.append, ids=ids, rows=rows)
     ledger = read_ledger(result.ledger)
-    assert ledger.column_names == ["sample_id", "row", "last_loss", "mean_loss", "seen", "weight_mean"]
+    names = ["sample_id", "row", "last_loss", "mean_loss", "seen", "weight_mean", "elr_target", "elr_class"]
+    assert ledger.column_names == names
     assert ledger["sample_id"].to_pylist() == ids
     assert ledger["row"].to_pylist() == rows.tolist()
     seen = ledger["seen"].to_numpy()
@@ -341,19 +343,19 @@ def test_sample_weights_count():
     labels = np.array([0, 1] * 20)
     for heavy in (0, 1):
         weights = np.where(labels == heavy, 9.0, 1.0).astype(np.float32)
-        test = (["same words here"], np.array([heavy]))
-        assert fit(texts, labels, weights, test, TrainConfig(epochs=5, lr=0.05)).accuracy == 1.0
+        test = Texts.of(["same words here"], np.array([heavy]))
+        assert fit(Texts.of(texts, labels), weights, test, TrainConfig(epochs=5, lr=0.05)).accuracy == 1.0
 
 
 def test_total_samples_is_exact():
     for sampler, epoch_size in (("full", "pruned"), ("seta", "fixed"), ("infobatch", "pruned")):
         config = replace(CONFIG, sampler=sampler, epoch_size=epoch_size, total_samples=333)
-        assert fit(TEXTS, LABELS, WEIGHTS, None, config).samples_seen == 333
+        assert fit(SAMPLES, WEIGHTS, None, config).samples_seen == 333
 
 
 def test_seta_saves_samples():
-    full = fit(TEXTS, LABELS, WEIGHTS, None, replace(CONFIG, sampler="full", epochs=8))
-    pruned = fit(TEXTS, LABELS, WEIGHTS, None, replace(CONFIG, epochs=8))
+    full = fit(SAMPLES, WEIGHTS, None, replace(CONFIG, sampler="full", epochs=8))
+    pruned = fit(SAMPLES, WEIGHTS, None, replace(CONFIG, epochs=8))
     assert full.samples_seen == 1600
     assert 400 < pruned.samples_seen < 1400
 
@@ -374,15 +376,24 @@ def test_seta_saves_samples():
         ({"weights": WEIGHTS * 0}, DataError),
         ({"test": ([], LABELS[:0])}, DataError),
         ({"ids": ["one"]}, DataError),
+        ({"config": {"precision": "float8"}}, RecipeError),
+        ({"config": {"width": 100}}, RecipeError),
+        ({"config": {"layers": 0}}, RecipeError),
+        ({"device": "tpu"}, RecipeError),
+        ({"device": "meta"}, RecipeError),
     ],
 )
 def test_fit_refuses(change, error):
-    texts = change.get("texts", TEXTS)
-    labels = change.get("labels", LABELS)
     weights = change.get("weights", WEIGHTS)
     config = replace(CONFIG, **change.get("config", {}))
+
+    def attempt():
+        samples = Texts.of(change.get("texts", TEXTS), change.get("labels", LABELS))
+        test = Texts.of(*change["test"]) if "test" in change else None
+        fit(samples, weights, test, config, ids=change.get("ids"), device=change.get("device", "cpu"))
+
     with pytest.raises(error):
-        fit(texts, labels, weights, change.get("test"), config, ids=change.get("ids"))
+        attempt()
 
 
 # --- train, on a manifest ---
@@ -472,20 +483,20 @@ def run_folder(tmp_path_factory):
 
 def test_train_reads_the_rows_in_rank_order(run_folder):
     root, dataset, rows = run_folder
-    ids, texts, labels, weights, classes = load_training_rows(open_manifest(root), dataset)
-    assert ids == [f"t{i}" for i in rows]
-    assert texts == [TEXTS[i] for i in rows]
-    assert classes == MOODS.tolist()
-    np.testing.assert_array_equal(labels, LABELS[rows])
-    np.testing.assert_array_equal(weights, WEIGHTS[rows])
+    read = read_training(open_manifest(root), dataset)
+    assert read.ids == [f"t{i}" for i in rows]
+    assert read.samples.digest() == SAMPLES.take(rows).digest()
+    assert read.samples.classes == tuple(MOODS)
+    np.testing.assert_array_equal(read.rows, rows)
+    np.testing.assert_array_equal(read.weights, WEIGHTS[rows])
 
 
 def test_train_is_fit_on_those_rows(run_folder, tmp_path):
     root, _, rows = run_folder
     test = write_dataset(tmp_path / "test.parquet", *make_texts(50, 9))
-    result = train(root, out=tmp_path / "out", epochs=3, batch_size=16, test=test)
-    config = TrainConfig(epochs=3, batch_size=16, sampler="seta", weights="linupper", num_group=3)
-    expected = fit([TEXTS[i] for i in rows], LABELS[rows], WEIGHTS[rows], make_texts(50, 9), config)
+    result = train(root, out=tmp_path / "out", config=replace(planned(open_manifest(root)), batch_size=16), test=test)
+    config = TrainConfig(epochs=12, batch_size=16, sampler="seta", weights="linupper", num_group=3)
+    expected = fit(SAMPLES.take(rows), WEIGHTS[rows], Texts.of(*make_texts(50, 9)), config)
     assert (result.accuracy, result.loss, result.samples_seen) == (
         expected.accuracy,
         expected.loss,
@@ -502,7 +513,7 @@ def test_a_second_selection_learns_from_the_first_training(small_recipe, tmp_pat
         return open_manifest(tmp_path / out)
 
     run("first", {"kind": "select", "method": "random", "budget": 300})
-    result = train(tmp_path / "first", out=tmp_path / "training", epochs=2, sampler="full")
+    result = train(tmp_path / "first", out=tmp_path / "training", config=TrainConfig(epochs=2))
     from_ledger = {"kind": "score", "from": str(tmp_path / "training"), "missing": "median"}
     second = run("second", from_ledger, {"kind": "prune", "method": "loss", "drop_highest": 0.05})
     ledger = read_ledger(result.ledger)
@@ -517,16 +528,16 @@ def test_train_counts_unknown_test_labels_as_wrong(run_folder, tmp_path, monkeyp
     root, _, _ = run_folder
     monkeypatch.setattr(sys.modules[__name__], "MOODS", np.array(["x1", "x2", "x3"]))
     test = write_dataset(tmp_path / "test.parquet")
-    assert train(root, out=tmp_path / "out", epochs=2, test=test).accuracy == 0.0
+    assert train(root, out=tmp_path / "out", config=TrainConfig(epochs=2), test=test).accuracy == 0.0
 
 
 def test_train_refuses_another_dataset_unless_its_rows_are_the_same(run_folder, tmp_path):
     root, _, rows = run_folder
     renamed = write_dataset(tmp_path / "renamed.parquet")
     with pytest.raises(DatasetMismatchError, match="fingerprint"):
-        train(root, out=tmp_path / "out", dataset=renamed, epochs=1)
-    trusted = train(root, out=tmp_path / "trusted", dataset=renamed, epochs=1, trust_rows=True)
-    plain = train(root, out=tmp_path / "plain", epochs=1)
+        train(root, out=tmp_path / "out", dataset=renamed, config=TrainConfig(epochs=1))
+    trusted = train(root, out=tmp_path / "trusted", dataset=renamed, config=TrainConfig(epochs=1), trust_rows=True)
+    plain = train(root, out=tmp_path / "plain", config=TrainConfig(epochs=1))
     assert checkpoint_tensors(tmp_path / "trusted") == checkpoint_tensors(tmp_path / "plain")
     assert trusted.samples_seen == plain.samples_seen
 
@@ -548,12 +559,12 @@ def test_train_refuses_another_dataset_unless_its_rows_are_the_same(run_folder, 
     ):
         changed = write_dataset(tmp_path / f"{name}.parquet", **options)
         with pytest.raises(DatasetMismatchError, match=error):
-            train(root, out=tmp_path / "out", dataset=changed, epochs=1, trust_rows=True)
+            train(root, out=tmp_path / "out", dataset=changed, config=TrainConfig(epochs=1), trust_rows=True)
     train(
         root,
         out=tmp_path / "ok",
         dataset=write_dataset(tmp_path / "h.parquet", harmless),
-        epochs=1,
+        config=TrainConfig(epochs=1),
         trust_rows=True,
     )
 
@@ -562,8 +573,8 @@ def test_train_needs_to_know_the_dataset(run_folder, tmp_path):
     _, dataset, rows = run_folder
     alone = write_manifest(tmp_path / "alone", dataset, rows[:9], WEIGHTS[:9])
     with pytest.raises(DatasetMismatchError, match="where its dataset lies"):
-        train(alone, out=tmp_path / "out", epochs=1)
-    assert train(alone, out=tmp_path / "out", dataset=dataset, epochs=1).samples_seen == 9
+        train(alone, out=tmp_path / "out", config=TrainConfig(epochs=1))
+    assert train(alone, out=tmp_path / "out", dataset=dataset, config=TrainConfig(epochs=1)).samples_seen == 9
 
 
 # --- compare ---
@@ -580,10 +591,9 @@ def test_compare_gives_every_subset_the_same_budget():
     calls = []
     results = compare(
         subsets,
-        texts,
-        labels,
+        Texts.of(texts, labels),
         {"full": np.ones(600, np.float32)},
-        make_texts(300, 4),
+        Texts.of(*make_texts(300, 4)),
         total_samples=1500,
         seeds=[1, 2, 3],
         configs=TrainConfig(epochs=1, batch_size=32),
@@ -603,7 +613,8 @@ def test_compare_gives_every_subset_the_same_budget():
     # One run by hand.
     rows = subsets["random"]
     config = TrainConfig(epochs=10, batch_size=32, seed=2, total_samples=1500)
-    alone = fit([texts[i] for i in rows], labels[rows], np.ones(150, np.float32), make_texts(300, 4), config)
+    test = Texts.of(*make_texts(300, 4))
+    alone = fit(Texts.of(texts, labels).take(rows), np.ones(150, np.float32), test, config)
     assert results[0].accuracies[1] == alone.accuracy
 
 
@@ -617,7 +628,7 @@ def test_compare_refuses():
         ({"a": some}, [1], {"b": options["configs"]}),
     ):
         with pytest.raises(RecipeError):
-            compare(subsets, TEXTS, LABELS, None, (TEXTS, LABELS), total_samples=10, seeds=seeds, configs=configs)
+            compare(subsets, SAMPLES, None, SAMPLES, total_samples=10, seeds=seeds, configs=configs)
 
 
 def result_of(name, accuracies):

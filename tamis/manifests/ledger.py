@@ -1,0 +1,82 @@
+"""The training ledger on disk: one Arrow file named by its content, and the record that makes it exist."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from tamis.errors import DamagedManifestError
+from tamis.manifests.atomic import write_atomic
+from tamis.manifests.canonical import canonical_json, digest, ipc_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+RECORD = "ledger.json"
+
+_VERSION = 1
+
+
+def commit_ledger(folder: Path, table: pa.Table, facts: dict[str, Any]) -> Path:
+    """Write a ledger, in place of the folder's last one; at every instant one of the two is whole.
+
+    Args:
+        folder: There already.
+        table: One row a sample, `sample_id` (string) among its columns.
+        facts: What the ledger is of, for the record; JSON values.
+
+    Returns:
+        The path of the Arrow file.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    data = ipc_bytes(table)
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = folder / f"ledger.{sha256[:16]}.arrow"
+    write_atomic(path, data)
+    body = {
+        "version": _VERSION,
+        "file": {"path": path.name, "sha256": sha256, "bytes": len(data), "rows": table.num_rows},
+        "columns": table.column_names,
+        **facts,
+    }
+    write_atomic(folder / RECORD, canonical_json({"body": body, "sha256": digest(body)}))
+    for old in folder.glob("ledger.*.arrow"):
+        if old != path:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def find_ledger(folder: Path) -> Path:
+    """The Arrow file of the folder's ledger, after its bytes were compared with the record.
+
+    Args:
+        folder: One with a `ledger.json`.
+
+    Raises:
+        DamagedManifestError: The record or the file is not what was written, or is of a later version.
+    """
+    record = folder / RECORD
+    try:
+        raw = record.read_bytes()
+        found = json.loads(raw)
+        body = found["body"]
+        if found["sha256"] != digest(body) or raw != canonical_json(found):
+            raise ValueError("its sha256 does not match")
+        if body["version"] != _VERSION:
+            raise ValueError(f"it is of version {body['version']}; this version reads {_VERSION}")
+        name, sha256 = body["file"]["path"], body["file"]["sha256"]
+        path = folder / f"ledger.{sha256[:16]}.arrow"
+        if name != path.name:
+            raise ValueError(f"it names the file {name!r}")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise ValueError(f"{name} does not have its sha256")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedManifestError(
+            f"the training ledger {record} is damaged: {error}; run the same training again to have it written anew"
+        ) from error
+    return path
