@@ -11,7 +11,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), f"Python 3.11 or 3.12 is needed, this is {sys.version}; name one: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,text]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,text,integrations]'
 	touch $@
 
 demo: $(STAMP)
@@ -32,7 +32,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/stages.py
-	for question in facility_location_kernel facility_location_embeddings facility_location_sparse facility_location_scale ingenious_ranking objectives dbp_quotas certificate dynamic_plans semantic_dedup; do \
+	for question in facility_location_kernel facility_location_embeddings facility_location_sparse facility_location_scale ingenious_ranking objectives dbp_quotas certificate dynamic_plans dynamic_pruning semantic_dedup; do \
 	  $(BIN)/python benchmarks/$$question.py || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 

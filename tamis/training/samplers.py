@@ -78,6 +78,8 @@ class PlanSampler(Sampler[int]):
         position: How many of its samples `step` has been given, by all processes together.
         steps: How many batches `step` has been given, over all epochs.
         scores: The losses, live and frozen.
+        ranks: Who this process is, among how many.
+        epoch_size: As given.
         last: What the last `step` was given by all processes, and the weights that it gave; None before the first.
 
     Args:
@@ -91,7 +93,7 @@ class PlanSampler(Sampler[int]):
         strategy: How `step` weighs a batch; see `tamis.training.weights.reweight`.
         r: Temperature of the weights; a number, or a function of the step (from 0 after the warm-up), such as
             `tamis.training.weights.LinearSchedule`.
-        clip: Whether to hold every weight of a batch at or below 2/m.
+        clip: Whether to hold every weight by loss at or below 2/m; importance and token counts come after.
         warmup_steps: Steps at the start of training that weigh uniformly.
         importance: float [n] above 0, a constant factor of each sample's weight (a manifest's weights), or
             None.
@@ -137,13 +139,13 @@ class PlanSampler(Sampler[int]):
         self.scores = ScoreTable(self.n)
         self.last: Batch | None = None
         self._policy = policy
-        self._epoch_size = epoch_size
+        self.epoch_size = epoch_size
         self._strategy = strategy
         self._r = r
         self._clip = clip
         self._warmup_steps = warmup_steps
         self._importance = None if importance is None else _importance(importance, self.n)
-        self._ranks = resolve(num_replicas, rank)
+        self.ranks = resolve(num_replicas, rank)
         self._resume_at = 0
         self._cached: _Epoch | None = None
 
@@ -175,7 +177,7 @@ class PlanSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """The number of samples that this process has of the current epoch, from its beginning."""
-        return -(-self.epoch_samples // self._ranks.size)
+        return -(-self.epoch_samples // self.ranks.size)
 
     def __iter__(self) -> Iterator[int]:
         """The positions of the current epoch's samples; after `load_state_dict`, those that remain, once.
@@ -186,8 +188,8 @@ class PlanSampler(Sampler[int]):
         order = self._current().order
         self.position, self._resume_at = self._resume_at, 0
         rest = order[self.position :]
-        padding = -rest.size % self._ranks.size
-        return map(int, np.resize(rest, rest.size + padding)[self._ranks.rank :: self._ranks.size])
+        padding = -rest.size % self.ranks.size
+        return map(int, np.resize(rest, rest.size + padding)[self.ranks.rank :: self.ranks.size])
 
     def observe(
         self,
@@ -230,14 +232,14 @@ class PlanSampler(Sampler[int]):
             )
         exact = losses.detach() if losses.dtype == torch.float64 else losses.detach().float()
         # A batch is small: numpy takes a fraction of what torch takes for the same few operations.
-        where = join(torch.from_numpy(own), self._ranks).numpy()
-        joined = join(exact, self._ranks).double().cpu().numpy()
+        where = join(torch.from_numpy(own), self.ranks).numpy()
+        joined = join(exact, self.ranks).double().cpu().numpy()
         counts = None
         if token_counts is not None:
-            counts = join(_tokens(token_counts, exact), self._ranks).double().cpu().numpy()
+            counts = join(_tokens(token_counts, exact), self.ranks).double().cpu().numpy()
         # What is beyond the end of the epoch is there to give every process as much.
         real = where.size
-        if self._ranks.size > 1:
+        if self.ranks.size > 1:
             real = min(real, self.epoch_samples - self.position)
         self.scores.record(where[:real], joined[:real])
         self.position += real
@@ -246,7 +248,7 @@ class PlanSampler(Sampler[int]):
         if real:
             weights[:real] = self._weigh(where[:real], joined[:real], None if counts is None else counts[:real])
         self.last = Batch(where[:real], joined[:real], weights[:real])
-        mine = weights[self._ranks.rank :: self._ranks.size] * self._ranks.size
+        mine = weights[self.ranks.rank :: self.ranks.size] * self.ranks.size
         return torch.from_numpy(mine).to(losses)
 
     def _weigh(
@@ -319,8 +321,8 @@ class PlanSampler(Sampler[int]):
         plan = self._policy(self.scores.frozen, self.scores.frozen_seen, self.epoch, rng)
         if plan.indices.size == 0:
             raise DataError(f"the plan of epoch {self.epoch} is empty; prune less")
-        pruned = self._epoch_size == "pruned"
-        size = plan.indices.size if pruned else self.n if self._epoch_size == "fixed" else int(self._epoch_size)
+        pruned = self.epoch_size == "pruned"
+        size = plan.indices.size if pruned else self.n if self.epoch_size == "fixed" else int(self.epoch_size)
         repeats = -(-size // plan.indices.size)
         order = np.concatenate(
             [plan.indices if plan.ordered else rng.permutation(plan.indices) for _ in range(repeats)]

@@ -54,11 +54,12 @@ def reweight(losses: Any, strategy: str = "linupper", r: float = 0.4, *, clip: b
         strategy: One of `STRATEGIES`; the paper's best is linupper.
         r: Temperature, above 0. The paper: 1.0 for a 124M model, 0.4 above that size.
         clip: Whether to hold every weight at or below 2/m, as the paper's theory assumes; what is cut off
-            goes to the other samples in proportion, so that the sum stays 1.
+            goes to the other samples in proportion (evenly to those that an r near 0 has rounded to 0), so that the
+            sum stays 1.
 
     Returns:
         Weights [m] that sum to 1 and carry no gradient: float64 for an array, the losses' dtype (and device)
-        for a tensor.
+        for a tensor, float32 where that is of whole numbers.
 
     Raises:
         RecipeError: `strategy` or `r` is not allowed.
@@ -95,7 +96,7 @@ def reweight(losses: Any, strategy: str = "linupper", r: float = 0.4, *, clip: b
     weights = weights / weights.sum()
     if clip:
         weights = _cap(xp, weights, 2 / len(values))
-    return weights if xp is np else weights.to(losses.dtype)
+    return weights if xp is np or not losses.is_floating_point() else weights.to(losses.dtype)
 
 
 @overload
@@ -207,7 +208,7 @@ def focal(losses: Any, gamma: float = 0.5) -> Any:
     if (values < 0).any():
         raise DataError(f"the least loss is {float(values.min())}; -log of a probability is at least 0")
     weights = (-xp.expm1(-values)) ** gamma
-    return weights if xp is np else weights.to(losses.dtype)
+    return weights if xp is np or not losses.is_floating_point() else weights.to(losses.dtype)
 
 
 def _prepare(values: Any) -> tuple[Any, Any]:
@@ -219,8 +220,7 @@ def _prepare(values: Any) -> tuple[Any, Any]:
     if not isinstance(values, torch.Tensor):
         raise DataError(f"expected a NumPy array or a PyTorch tensor, got {type(values).__name__}")
     detached = values.detach()
-    half = detached.dtype in (torch.float16, torch.bfloat16)
-    return torch, detached.float() if half or not detached.is_floating_point() else detached
+    return torch, detached if detached.dtype in (torch.float32, torch.float64) else detached.float()
 
 
 def _cap(xp: Any, weights: Any, cap: float) -> Any:

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import torch
-from test_models import WEIGHTS, config_of, samples_of
 
 from tamis.training import fit
 from tamis.training.ranks import process_group
 
 
 def main(out, kind, batch, kill_at):
+    from test_models import WEIGHTS, config_of, samples_of
+
     def on_progress(progress):
         if progress.steps == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)

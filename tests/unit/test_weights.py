@@ -180,3 +180,9 @@ def test_focal_refuses():
 def test_a_schedule_refuses(arguments):
     with pytest.raises(RecipeError):
         LinearSchedule(*arguments)
+
+
+def test_weights_of_whole_numbers_are_not_whole():
+    whole, given = torch.tensor([1, 2, 3]), torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(reweight(whole), reweight(given))
+    torch.testing.assert_close(focal(whole), focal(given))
