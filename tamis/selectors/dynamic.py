@@ -89,7 +89,7 @@ def group_bounds(values: NDArray[np.floating[Any]], groups: int) -> NDArray[np.f
 
     Returns:
         Ascending, of the values' dtype; as many as there are groups, fewer where there are fewer distinct values.
-        Among equally good splits, the lower groups are the smaller.
+        Among equally good splits, the lower groups are the smaller, as far as rounding lets their errors be equal.
 
     Raises:
         RecipeError: `groups` is below 1.
@@ -126,7 +126,7 @@ def seta_window(epoch: int, num_group: int, window_scale: float, rule: str = "pa
 
     The window holds w of K groups and slides one group an epoch, from easy to hard, then wraps:
     start = n mod (K - w + 1). The paper has w = ceil(alpha K). The authors' release has w = round(alpha K),
-    and takes every group in epoch 0.
+    and takes every group in epoch 0. Here w is at least 1.
 
     Args:
         epoch: n, from 0.
@@ -359,7 +359,8 @@ def hard_batches(
         epoch: Not used.
         rng: Deals the samples into batches.
         batch_size: Samples of a batch (of all processes together), at least 1. The last one may be smaller.
-        keep: Fraction of the batches to train on, in (0, 1]; at least one is.
+        keep: Fraction of the batches to train on, in (0, 1], rounded to whole ones; at least one is. Ties go to the
+            batch dealt first.
 
     Returns:
         The kept batches' samples, batch by batch (`ordered`), all weights 1.
