@@ -75,18 +75,26 @@ def main() -> None:
     show_default=True,
     help="Worker processes, or this process.",
 )
+@click.option(
+    "--scheduler", help="A Dask scheduler to run on, such as tls://host:8786; its workers see the same paths."
+)
+@click.option("--insecure", is_flag=True, help="Allow a scheduler on another machine without TLS.")
 @_WORKERS
 @_LIMIT
 @_SET
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop after so many seconds, resumable.")
 @_JSON
 @_errors
 def run(
     recipe: Path,
     out: Path,
     executor: str,
+    scheduler: str | None,
+    insecure: bool,
     workers: int | None,
     limit: int | None,
     overrides: tuple[str, ...],
+    timeout: float | None,
     as_json: bool,
 ) -> None:
     """Run RECIPE and commit a subset manifest; what is done already is not done again.
@@ -101,9 +109,12 @@ def run(
             recipe,
             out,
             executor=executor,
+            scheduler=scheduler,
+            insecure=insecure,
             workers=workers,
             limit=limit,
             overrides=overrides,
+            timeout=timeout,
             on_event=progress.on_event,
         )
     click.echo(json.dumps(run_facts(result), sort_keys=True) if as_json else show_run(result))

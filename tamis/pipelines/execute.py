@@ -1,7 +1,8 @@
 """Run the nodes of a plan on Dask: its schedulers are the only executors.
 
 `local` is a `LocalCluster` of processes with one thread each, every socket on loopback; `sync` runs the same
-graph in this process. Nodes carry keys and paths; what they make lies in the working folder.
+graph in this process; and a scheduler that is there already can be named. Nodes carry keys and paths; what they make
+lies in the working folder.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import queue
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from tamis.errors import OutputError, TamisError, WorkerError
 from tamis.manifests.atomic import sync_folder
-from tamis.pipelines.node import Artifact, Node, run_node
+from tamis.pipelines.node import Artifact, Node, load_record, run_node
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +31,20 @@ OnDone = Callable[[Artifact], None]
 Check = Callable[[], None]
 
 _CHECK_SECONDS = 0.25
+_STALL_SECONDS = 300.0
+_IDLE_SHARE, _IDLE_BYTES = 0.02, 1 << 20  # of a core, and of reads and writes: a worker says that it is there
 
 
-def execute(nodes: Sequence[Node], work: Path, *, executor: str, workers: int, on_done: OnDone, check: Check) -> None:
+def execute(
+    nodes: Sequence[Node],
+    work: Path,
+    *,
+    executor: str,
+    workers: int,
+    on_done: OnDone,
+    check: Check,
+    scheduler: str | None = None,
+) -> None:
     """Run nodes, inputs first, and report each as it is done.
 
     Args:
@@ -39,6 +54,7 @@ def execute(nodes: Sequence[Node], work: Path, *, executor: str, workers: int, o
         workers: Worker processes of `local`.
         on_done: Called in this process for each finished node.
         check: Called in this process often; what it raises ends the run.
+        scheduler: Address of a scheduler to use instead of an executor; from `remote.check_address`.
 
     Raises:
         TamisError: What a task raised.
@@ -54,10 +70,19 @@ def execute(nodes: Sequence[Node], work: Path, *, executor: str, workers: int, o
             raise OutputError(
                 f"cannot make {work / task}: {error.strerror or error}; give a folder that can be written"
             ) from error
-    if executor == "sync":
+    if scheduler is not None:
+        from tamis.pipelines import remote
+
+        with remote.connected(scheduler, work) as client:
+            watch = remote.watch(client, scheduler, _STALL_SECONDS)
+            _run_on(client, nodes, work, on_done, (check, watch))
+    elif executor == "sync":
         _run_sync(nodes, work, on_done, check)
     else:
-        _run_local(nodes, work, workers, on_done, check)
+        from distributed import Client
+
+        with _cluster(work, workers) as cluster, Client(cluster, set_as_default=False) as client:
+            _run_on(client, nodes, work, on_done, (check, Watchdog(cluster.scheduler, _STALL_SECONDS)))
 
 
 def graph(nodes: Sequence[Node], work: Path) -> dict[str, Any]:
@@ -85,32 +110,40 @@ def _run_sync(nodes: Sequence[Node], work: Path, on_done: OnDone, check: Check) 
         dask.compute(*graph(nodes, work).values(), scheduler="sync", optimize_graph=False)
 
 
-def _run_local(nodes: Sequence[Node], work: Path, workers: int, on_done: OnDone, check: Check) -> None:
-    from distributed import Client
+def _run_on(client: Any, nodes: Sequence[Node], work: Path, on_done: OnDone, checks: Sequence[Check]) -> None:
     from distributed.scheduler import KilledWorker
 
-    with _cluster(work, workers) as cluster, Client(cluster, set_as_default=False) as client:
-        futures = client.compute(list(graph(nodes, work).values()), optimize_graph=False)
-        for future in _as_completed(futures, check):
+    by_name = {node.name: node for node in nodes}
+    futures = client.compute(list(graph(nodes, work).values()), optimize_graph=False)
+    try:
+        for future in _as_completed(futures, checks):
+            if future.status not in ("finished", "error"):
+                raise WorkerError(
+                    f"{future.key} was {future.status}: the scheduler is gone, or was restarted. Finished blocks are "
+                    "kept: the same command goes on from there"
+                )
             error = future.exception()
-            if error is None:
-                on_done(future.result())
+            # The record on disk is what counts; to fetch the result from a worker that has stopped would take for ever.
+            done = load_record(work, by_name[future.key].reference) if error is None else None
+            if done is not None:
+                on_done(done)
                 continue
-            client.cancel(futures)
             if isinstance(error, TamisError):
                 raise error
             if isinstance(error, KilledWorker):
                 raise WorkerError(
                     f"workers died {_ALLOWED_FAILURES + 1} times on {error.task}; a row of that block may need more "
-                    "memory "
-                    ""
-                    "than there is, or break a library. Finished blocks are kept: run again with fewer --workers or "
-                    "a smaller block_rows"
+                    "memory than there is, or break a library. Finished blocks are kept: run again with fewer "
+                    "--workers or a smaller block_rows"
                 )
+            if error is None:
+                raise WorkerError(f"{future.key} is done, and its record in {work} cannot be read; run again")
             raise WorkerError(f"{future.key} failed: {type(error).__name__}: {error}") from error
+    finally:
+        client.cancel(futures)  # those that are not done; a scheduler that stays must not go on with them
 
 
-def _as_completed(futures: Sequence[Future], check: Check) -> Iterator[Future]:
+def _as_completed(futures: Sequence[Future], checks: Sequence[Check]) -> Iterator[Future]:
     """Each future once it is done; Dask's own function of this name leaves no moment to check."""
     done: queue.SimpleQueue[Future] = queue.SimpleQueue()
     for future in futures:
@@ -118,10 +151,68 @@ def _as_completed(futures: Sequence[Future], check: Check) -> Iterator[Future]:
     for _ in futures:
         future = None
         while future is None:
-            check()
+            for check in checks:
+                check()
             with suppress(queue.Empty):
                 future = done.get(timeout=_CHECK_SECONDS)
         yield future
+
+
+class Watchdog:
+    """Raises when a worker has a task and yet does nothing, which Dask itself would wait for.
+
+    A worker that neither computes nor reads or writes for so long is stopped, or waits for a disk that does not answer.
+
+    Args:
+        scheduler: Dask's, in this process, of workers on this machine.
+        seconds: How long is too long.
+    """
+
+    def __init__(self, scheduler: Any, seconds: float) -> None:
+        self._scheduler = scheduler
+        self._seconds = seconds
+        # By worker process: its tasks, its use of CPU and disk, and when these last showed that it works.
+        self._last: dict[int, tuple[Any, float, int, float]] = {}
+
+    def __call__(self) -> None:
+        """Look at all workers.
+
+        Raises:
+            WorkerError: One does nothing.
+        """
+        now = time.monotonic()
+        for worker in list(self._scheduler.workers.values()):
+            tasks = tuple(sorted(str(task.key) for task in list(worker.processing)))
+            before = self._last.get(worker.pid)
+            if before is not None and now - before[3] < self._seconds / 10:
+                continue
+            try:
+                process = psutil.Process(worker.pid)
+                times, io = process.cpu_times(), process.io_counters()
+            except psutil.Error:
+                continue  # it ended: Dask starts another
+            used, moved = times.user + times.system, io.read_chars + io.write_chars
+            if before is None or not tasks or tasks != before[0]:
+                works = True
+            else:
+                works = used - before[1] > _IDLE_SHARE * (now - before[3]) or moved - before[2] > _IDLE_BYTES
+            if works:
+                self._last[worker.pid] = (tasks, used, moved, now)
+            elif before is not None and now - before[3] > self._seconds:
+                raise WorkerError(
+                    f"worker process {worker.pid} has done nothing for {self._seconds:.0f} s on "
+                    f"{', '.join(tasks[:3])}: it is stopped, or its disk does not answer. Finished blocks are kept: "
+                    "the same command goes on from there"
+                )
+
+
+def _kill_stopped(scheduler: Any) -> None:
+    """Kill the workers that are stopped: Dask would wait for them to end by themselves."""
+    for worker in list(scheduler.workers.values()):
+        with suppress(psutil.Error):
+            process = psutil.Process(worker.pid)
+            if process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+                process.kill()
 
 
 _ALLOWED_FAILURES = 3
@@ -162,6 +253,7 @@ def _cluster(work: Path, workers: int) -> Iterator[Any]:
             allow()
             yield cluster
         finally:
+            _kill_stopped(cluster.scheduler)
             cluster.close(timeout=10)
 
 

@@ -18,6 +18,7 @@ from tamis.pipelines.lock import locked
 from tamis.pipelines.node import Artifact, DamagedArtifactError, forget
 from tamis.pipelines.plan import Plan, finished, make_plan, pending
 from tamis.pipelines.recipe import Recipe, load_recipe
+from tamis.pipelines.remote import check_address
 from tamis.pipelines.resources import usable_cores
 from tamis.pipelines.signals import stoppable
 from tamis.pipelines.sources import SourceFile, check_types, read_rows, require_columns, resolve, scan
@@ -58,9 +59,12 @@ def run(
     *,
     data: Any = None,
     executor: str = "local",
+    scheduler: str | None = None,
+    insecure: bool = False,
     workers: int | None = None,
     limit: int | None = None,
     overrides: str | tuple[str, ...] = (),
+    timeout: float | None = None,
     on_event: OnEvent | None = None,
 ) -> Run:
     """Run a recipe: what is done already is not done again.
@@ -70,9 +74,13 @@ def run(
         out: The run's folder; made if missing.
         data: A `datasets.Dataset` in memory, in place of the recipe's `dataset.path`.
         executor: `local` (worker processes) or `sync` (this process; for debugging).
+        scheduler: Address of a Dask scheduler to use instead, such as tls://host:8786. Its workers must see `out` and
+            the dataset at the same paths.
+        insecure: Whether the scheduler may be on another machine without TLS.
         workers: Worker processes; default: the usable cores. The result does not depend on it.
         limit: Only the first `limit` rows.
         overrides: `stage.key=value`, as on the command line.
+        timeout: Seconds after which the run stops, resumable, with StoppedError.
         on_event: Called with each event as it is logged.
 
     Returns:
@@ -85,12 +93,16 @@ def run(
         raise RecipeError(f"executor is {executor!r}; allowed are local and sync")
     if isinstance(overrides, str):
         overrides = (overrides,)
+    if scheduler is not None:
+        check_address(scheduler, insecure)
     if workers is not None and workers < 1:
         raise RecipeError(f"workers is {workers}; the least is 1")
+    if timeout is not None and not timeout > 0:
+        raise RecipeError(f"timeout is {timeout}; it must be above 0 seconds")
     workers = workers or usable_cores()
     start = time.perf_counter()
     folder = Path(out).resolve()
-    with stoppable() as check, locked(folder), _EventLog(folder, on_event) as events:
+    with stoppable(timeout) as check, locked(folder), _EventLog(folder, on_event) as events:
         _make_work(folder)
         for owned in ("work", "data", "manifest"):
             sweep(folder / owned)
@@ -108,12 +120,12 @@ def run(
                 nodes=len(plan.nodes),
                 todo=len(todo),
                 cached=len(done),
-                executor=executor,
+                executor=scheduler or executor,
                 workers=workers,
             )
             write_atomic(folder / ATTEMPT, described)
             try:
-                _execute(plan, folder, todo, executor, workers, events, ran, check)
+                _execute(plan, folder, todo, executor, scheduler, workers, events, ran, check)
                 opened = open_manifest(folder)
                 break
             except (DamagedArtifactError, DamagedManifestError) as error:
@@ -226,6 +238,7 @@ def _execute(
     folder: Path,
     todo: list[Any],
     executor: str,
+    scheduler: str | None,
     workers: int,
     events: _EventLog,
     ran: list[str],
@@ -245,7 +258,15 @@ def _execute(
         )  # fmt: skip
 
     try:
-        execute(todo, folder / "work", executor=executor, workers=min(workers, len(todo)), on_done=on_done, check=check)
+        execute(
+            todo,
+            folder / "work",
+            executor=executor,
+            workers=min(workers, len(todo)),
+            on_done=on_done,
+            check=check,
+            scheduler=scheduler,
+        )
     except WorkerError as error:
         events("failed", error=str(error))
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,23 +16,30 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def stoppable() -> Iterator[Callable[[], None]]:
-    """Turn SIGINT and SIGTERM into StoppedError, where this is the main thread.
+def stoppable(timeout: float | None = None) -> Iterator[Callable[[], None]]:
+    """Turn SIGINT and SIGTERM, where this is the main thread, and the end of a time limit into StoppedError.
 
     Gives a function to call every now and then, which raises it too: what a handler raises is lost where it meets a
     callback of the garbage collector, or a library that catches every exception.
+
+    Args:
+        timeout: Seconds from now; None for no limit.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
     came: list[int] = []
+    deadline = None if timeout is None else time.monotonic() + timeout
 
     def check() -> None:
+        what = None
         if came:
-            raise StoppedError(
-                f"stopped by {signal.Signals(came[0]).name}; what is finished is kept: the same command goes on from "
-                "there"
-            )
+            what = f"by {signal.Signals(came[0]).name}"
+        elif deadline is not None and time.monotonic() > deadline:
+            what = f"at the time limit of {timeout:g} s"
+        if what is not None:
+            raise StoppedError(f"stopped {what}; what is finished is kept: the same command goes on from there")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         came.append(number)

@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 import tamis
-from tamis.errors import StoppedError
+from tamis.errors import RecipeError, StoppedError, WorkerError
+from tamis.pipelines import execute
 from tamis.pipelines.signals import stoppable
 
 RUN = [sys.executable, "-m", "tamis", "run"]
@@ -155,3 +157,38 @@ def test_a_killed_worker_is_replaced(stage, recipe_file, undisturbed, tmp_path, 
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors.decode()
     assert manifest_bytes(out) == undisturbed[0]
+
+
+def stop_the_workers(event):
+    """As a debugger, a frozen container or a dead disk does: the processes are there, and do nothing."""
+    if event["event"] == "node" and event["left"]:
+        for child in psutil.Process().children():
+            if "spawn_main" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_STOPPED:
+                child.suspend()
+
+
+def test_workers_that_do_nothing_end_the_run(recipe_file, undisturbed, tmp_path, manifest_bytes, monkeypatch):
+    monkeypatch.setattr(execute, "_STALL_SECONDS", 3.0)
+    with pytest.raises(WorkerError, match=r"has done nothing for 3 s on .*the same command goes on"):
+        tamis.run(recipe_file, tmp_path, workers=2, on_event=stop_the_workers)
+    assert 0 < recorded(tmp_path) < undisturbed[1]
+    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    tamis.run(recipe_file, tmp_path, executor="sync")
+    assert manifest_bytes(tmp_path) == undisturbed[0]
+
+
+def test_without_the_watchdog_they_would_hang_until_the_time_limit(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "_STALL_SECONDS", 1e9)
+    with pytest.raises(StoppedError, match="at the time limit of 15 s; what is finished is kept"):
+        tamis.run(recipe_file, tmp_path, workers=2, on_event=stop_the_workers, timeout=15)
+
+
+def test_workers_that_work_are_left_alone(recipe_file, tmp_path, undisturbed, manifest_bytes, monkeypatch):
+    monkeypatch.setattr(execute, "_STALL_SECONDS", 1.0)
+    tamis.run(recipe_file, tmp_path, workers=2)
+    assert manifest_bytes(tmp_path) == undisturbed[0]
+
+
+def test_a_time_limit_of_nothing_is_refused(recipe_file, tmp_path):
+    with pytest.raises(RecipeError, match="timeout is 0"):
+        tamis.run(recipe_file, tmp_path, timeout=0)

@@ -1,0 +1,139 @@
+"""A Dask scheduler that is there already, perhaps on other machines: who may be connected to, and what must fit."""
+
+from __future__ import annotations
+
+import ipaddress
+import platform
+import secrets
+import socket
+import time
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tamis.errors import OutputError, RecipeError, WorkerError
+from tamis.manifests.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# What a task's result may depend on, whatever its stage.
+_PACKAGES = ("tamis", "dask", "faiss-cpu", "numba", "numpy", "pyarrow", "scikit-learn", "scipy", "torch")
+_CONNECT_SECONDS = 30
+
+
+def check_address(address: str, insecure: bool = False) -> str:
+    """A scheduler's address, if one may connect to it.
+
+    Args:
+        address: Such as tls://host:8786.
+        insecure: Whether tcp:// is allowed to other machines too. Who reaches a scheduler or a worker of such a cluster
+            can run any code on it.
+
+    Raises:
+        RecipeError: It is no address, or not encrypted and not of this machine.
+    """
+    parts = urlsplit(address)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme not in ("tls", "tcp") or not parts.hostname or port is None:
+        raise RecipeError(f"scheduler is {address!r}; it must be like tls://host:8786")
+    if parts.scheme == "tcp" and not insecure and not _is_loopback(parts.hostname):
+        raise RecipeError(
+            f"scheduler {address} is not encrypted: who reaches it can run any code. Give it tls:// (Dask's settings "
+            "distributed.comm.tls say where the certificates are), or say --insecure where the network is your own"
+        )
+    return address
+
+
+@contextmanager
+def connected(address: str, work: Path) -> Iterator[Any]:
+    """A client of the scheduler, after seeing that its workers can do the work.
+
+    Every worker must see the working folder at the same path, and have the same versions: the keys of all results say
+    which they are of.
+
+    Args:
+        address: From `check_address`.
+        work: The working folder; there already.
+
+    Raises:
+        WorkerError: Nobody answers, there are no workers, or one has other versions.
+        OutputError: A worker does not see the working folder.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TypeError, ValueError) as error:
+        raise WorkerError(f"no answer from the scheduler {address} in {_CONNECT_SECONDS} s: {error}") from error
+    token = secrets.token_hex(8)
+    mark = work / f".seen.{token}.tmp"
+    try:
+        write_atomic(mark, token.encode())
+        _check_workers(client, address, mark, token)
+        yield client
+    finally:
+        mark.unlink(missing_ok=True)
+        client.close(timeout=10)
+
+
+def watch(client: Any, address: str, seconds: float) -> Callable[[], None]:
+    """Something to call often, which raises WorkerError where the cluster has been gone, or empty, for so long."""
+    last = time.monotonic()
+
+    def check() -> None:
+        nonlocal last
+        now = time.monotonic()
+        if client.status == "running" and client.scheduler_info(n_workers=1)["workers"]:
+            last = now
+        elif now - last > seconds:
+            raise WorkerError(
+                f"the scheduler {address} has been gone, or without workers, for {seconds:.0f} s. Finished blocks are "
+                "kept: the same command goes on from there"
+            )
+
+    return check
+
+
+def _check_workers(client: Any, address: str, mark: Path, token: str) -> None:
+    try:
+        found: dict[str, Any] = client.run(_what_is_there, str(mark))
+    except ModuleNotFoundError as error:
+        raise WorkerError(f"a worker of {address} lacks a module: {error}; install the same tamis on all") from error
+    if not found:
+        raise WorkerError(f"the scheduler {address} has no workers; start some, and run again")
+    ours = _what_is_there(str(mark))
+    for worker, (seen, versions) in sorted(found.items()):
+        if seen != token:
+            raise OutputError(
+                f"worker {worker} does not see {mark.parent}; the run's folder and the dataset must be in a file "
+                "system that all workers share, at the same path"
+            )
+        other = [
+            f"{name} {versions[name]} (here {version})"
+            for name, version in ours[1].items()
+            if versions[name] != version
+        ]
+        if other:
+            raise WorkerError(
+                f"worker {worker} has {', '.join(other)}; the versions must be equal, as results name them"
+            )
+
+
+def _what_is_there(mark: str) -> tuple[str | None, dict[str, str]]:
+    """What this process reads at a path, and its versions."""
+    path = Path(mark)
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    return path.read_text() if path.exists() else None, {"python": platform.python_version(), **versions}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return all(ipaddress.ip_address(str(found[4][0])).is_loopback for found in socket.getaddrinfo(host, None))
+    except OSError:
+        return False
