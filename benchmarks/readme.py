@@ -115,6 +115,26 @@ def _certificates(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def pruning_table(results: dict[str, Any]) -> str:
+    """The table of benchmarks/dynamic_pruning.py."""
+    lines = [
+        f"Fashion-MNIST, 60,000 images, a small convolutional network, {results['epochs']} epochs, "
+        f"{results['seeds']} seeds, {results['device']}; accuracy on the test images with its 95 % interval, and "
+        "what was saved of the full training's samples and of its time. Random sees as many samples as SeTa.",
+        "",
+        "| labels | method | accuracy | in the full training's interval | samples saved | time saved |",
+        "|---|---|---:|---|---:|---:|",
+    ]
+    for labels, methods in results["labels"].items():
+        lines += [
+            f"| {labels} | {name.replace('_', ' + ')} | {100 * found['accuracy']:.2f} % ± "
+            f"{100 * found['half_interval']:.2f} | {'yes' if found['within_full'] else 'no'} "
+            f"| {100 * found['saved']:.0f} % | {100 * (1 - found['time']):.0f} % |"
+            for name, found in methods.items()
+        ]
+    return "\n".join(lines)
+
+
 def between(readme: str, mark: str, content: str) -> str:
     """The README with some content between two marks; unchanged if it does not have them."""
     if begin(mark) not in readme:
@@ -133,7 +153,10 @@ def written(readme: str, results: dict[str, Any], others: dict[str, dict[str, An
         others: All other results, by name; as they are stored if not given.
     """
     others = stored() if others is None else others
-    return between(between(readme, "stages", table(results)), "engine", engine_table(others))
+    readme = between(between(readme, "stages", table(results)), "engine", engine_table(others))
+    if "dynamic_pruning" in others:
+        readme = between(readme, "pruning", pruning_table(others["dynamic_pruning"]))
+    return readme
 
 
 def stored() -> dict[str, dict[str, Any]]:
