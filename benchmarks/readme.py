@@ -120,17 +120,17 @@ def pruning_table(results: dict[str, Any]) -> str:
     lines = [
         f"Fashion-MNIST, 60,000 images, a small convolutional network, {results['epochs']} epochs, "
         f"{results['seeds']} seeds, {results['device']}; accuracy on the test images with its 95 % interval, and "
-        "what was saved of the full training's samples and of its time. Random sees as many samples as SeTa.",
+        "what was saved of the full training's samples and of its time.",
         "",
         "| labels | method | accuracy | in the full training's interval | samples saved | time saved |",
         "|---|---|---:|---|---:|---:|",
     ]
-    for labels, methods in results["labels"].items():
+    for labels, methods in sorted(results["labels"].items(), reverse=True):
         lines += [
-            f"| {labels} | {name.replace('_', ' + ')} | {100 * found['accuracy']:.2f} % ± "
+            f"| {labels} | {name} | {100 * found['accuracy']:.2f} % ± "
             f"{100 * found['half_interval']:.2f} | {'yes' if found['within_full'] else 'no'} "
             f"| {100 * found['saved']:.0f} % | {100 * (1 - found['time']):.0f} % |"
-            for name, found in methods.items()
+            for name, found in sorted(methods.items(), key=lambda item: -item[1]["accuracy"])
         ]
     return "\n".join(lines)
 

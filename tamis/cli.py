@@ -353,6 +353,7 @@ def train(
 
     Example: tamis train runs/first --test test.parquet
     """
+    import os
     from dataclasses import replace
 
     from tamis.manifests.reader import open_manifest
@@ -365,7 +366,8 @@ def train(
     manifest = open_manifest(folder)
     config = replace(planned(manifest), seed=seed, checkpoint_every=checkpoint_every)
     config = replace(config, epochs=epochs or config.epochs, batch_size=batch_size or config.batch_size)
-    text = manifest.record["recipe"]["train"]["model"] == "text"
+    text = manifest.record["recipe"].get("train", {}).get("model", "text") == "text"
+    share = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's processes share them
     with TrainingProgress() as progress:
         result = train_manifest(
             folder,
@@ -375,7 +377,7 @@ def train(
             test=test,
             trust_rows=trust_rows,
             device=device,
-            threads=threads or (1 if text else usable_cores()),
+            threads=threads or (1 if text else share),
             on_progress=progress.on_step,
         )
     if result.ledger is None:  # another of torchrun's processes tells

@@ -75,6 +75,17 @@ def content_name(stem: str, index: int, count: int, sha256: str, suffix: str) ->
     return f"{stem}-{index:05d}-of-{count:05d}.{sha256[:16]}.{suffix.removeprefix('.')}"
 
 
+def hashed_name(stem: str, sha256: str, suffix: str) -> str:
+    """The name of a single file, with the first 16 hex digits of its content's sha256.
+
+    Raises:
+        ValueError: `sha256` is none: what a record says must not lead to another folder.
+    """
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise ValueError(f"{sha256[:80]!r} is no sha256")
+    return f"{stem}.{sha256[:16]}.{suffix}"
+
+
 def sweep(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder tree; the caller holds its lock."""
     for leftover in folder.rglob(".*.tmp"):

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import DamagedManifestError
-from tamis.manifests.atomic import write_atomic
+from tamis.manifests.atomic import hashed_name, write_atomic
 from tamis.manifests.canonical import canonical_json, digest, ipc_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def commit_ledger(folder: Path, table: pa.Table, facts: dict[str, Any]) -> Path:
     """
     data = ipc_bytes(table)
     sha256 = hashlib.sha256(data).hexdigest()
-    path = folder / f"ledger.{sha256[:16]}.arrow"
+    path = folder / hashed_name("ledger", sha256, "arrow")
     write_atomic(path, data)
     body = {
         "version": _VERSION,
@@ -69,12 +69,9 @@ def find_ledger(folder: Path) -> Path:
             raise ValueError("its sha256 does not match")
         if body["version"] != _VERSION:
             raise ValueError(f"it is of version {body['version']}; this version reads {_VERSION}")
-        name, sha256 = body["file"]["path"], body["file"]["sha256"]
-        path = folder / f"ledger.{sha256[:16]}.arrow"
-        if name != path.name:
-            raise ValueError(f"it names the file {name!r}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise ValueError(f"{name} does not have its sha256")
+        path = folder / hashed_name("ledger", body["file"]["sha256"], "arrow")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != body["file"]["sha256"]:
+            raise ValueError(f"{path.name} does not have its sha256")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedManifestError(
             f"the training ledger {record} is damaged: {error}; run the same training again to have it written anew"

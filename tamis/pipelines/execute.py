@@ -8,11 +8,13 @@ lies in the working folder.
 from __future__ import annotations
 
 import queue
+import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ OnDone = Callable[[Artifact], None]
 Check = Callable[[], None]
 
 _CHECK_SECONDS = 0.25
+_SEPARATOR = "~"  # between a node's name and the run's token
 _STALL_SECONDS = 300.0
 _IDLE_SHARE, _IDLE_BYTES = 0.02, 1 << 20  # of a core, and of reads and writes: a worker says that it is there
 
@@ -75,7 +78,8 @@ def execute(
 
         with remote.connected(scheduler, work) as client:
             watch = remote.watch(client, scheduler, _STALL_SECONDS)
-            _run_on(client, nodes, work, on_done, (check, watch))
+            run = partial(remote.checked_run, remote.versions_here())
+            _run_on(client, nodes, work, on_done, (check, watch), run)
     elif executor == "sync":
         _run_sync(nodes, work, on_done, check)
     else:
@@ -85,16 +89,32 @@ def execute(
             _run_on(client, nodes, work, on_done, (check, Watchdog(cluster.scheduler, _STALL_SECONDS)))
 
 
-def graph(nodes: Sequence[Node], work: Path) -> dict[str, Any]:
-    """Build the Dask graph: one delayed call a node, keyed by the node's name, waiting for its inputs."""
+def graph(nodes: Sequence[Node], work: Path, run: Callable[..., Artifact] = run_node) -> dict[str, Any]:
+    """Build the Dask graph: one delayed call a node, waiting for its inputs.
+
+    Args:
+        nodes: As for `execute`.
+        work: As for `execute`.
+        run: What is called with a node, the working folder, and the results of the inputs.
+
+    Returns:
+        The calls by the nodes' names. Dask's keys are the names and a token: others may have such nodes on the same
+        scheduler.
+    """
     from dask.delayed import delayed
 
-    run = delayed(run_node, pure=False)
+    delayed_run = delayed(run, pure=False)
+    token = secrets.token_hex(4)
     built: dict[str, Any] = {}
     for node in nodes:
         before = [built[name] for group in node.inputs.values() for name, _, _ in group if name in built]
-        built[node.name] = run(node, str(work), *before, dask_key_name=node.name)
+        built[node.name] = delayed_run(node, str(work), *before, dask_key_name=f"{node.name}{_SEPARATOR}{token}")
     return built
+
+
+def _name_of(key: Any) -> str:
+    """The node's name in a key of Dask."""
+    return str(key).partition(_SEPARATOR)[0]
 
 
 def _run_sync(nodes: Sequence[Node], work: Path, on_done: OnDone, check: Check) -> None:
@@ -110,21 +130,29 @@ def _run_sync(nodes: Sequence[Node], work: Path, on_done: OnDone, check: Check) 
         dask.compute(*graph(nodes, work).values(), scheduler="sync", optimize_graph=False)
 
 
-def _run_on(client: Any, nodes: Sequence[Node], work: Path, on_done: OnDone, checks: Sequence[Check]) -> None:
+def _run_on(
+    client: Any,
+    nodes: Sequence[Node],
+    work: Path,
+    on_done: OnDone,
+    checks: Sequence[Check],
+    run: Callable[..., Artifact] = run_node,
+) -> None:
     from distributed.scheduler import KilledWorker
 
     by_name = {node.name: node for node in nodes}
-    futures = client.compute(list(graph(nodes, work).values()), optimize_graph=False)
+    futures = client.compute(list(graph(nodes, work, run).values()), optimize_graph=False)
     try:
         for future in _as_completed(futures, checks):
+            name = _name_of(future.key)
             if future.status not in ("finished", "error"):
                 raise WorkerError(
-                    f"{future.key} was {future.status}: the scheduler is gone, or was restarted. Finished blocks are "
+                    f"{name} was {future.status}: the scheduler is gone, or was restarted. Finished blocks are "
                     "kept: the same command goes on from there"
                 )
             error = future.exception()
             # The record on disk is what counts; to fetch the result from a worker that has stopped would take for ever.
-            done = load_record(work, by_name[future.key].reference) if error is None else None
+            done = load_record(work, by_name[name].reference) if error is None else None
             if done is not None:
                 on_done(done)
                 continue
@@ -132,13 +160,13 @@ def _run_on(client: Any, nodes: Sequence[Node], work: Path, on_done: OnDone, che
                 raise error
             if isinstance(error, KilledWorker):
                 raise WorkerError(
-                    f"workers died {_ALLOWED_FAILURES + 1} times on {error.task}; a row of that block may need more "
-                    "memory than there is, or break a library. Finished blocks are kept: run again with fewer "
-                    "--workers or a smaller block_rows"
+                    f"workers died {_ALLOWED_FAILURES + 1} times on {_name_of(error.task)}; a row of that block may "
+                    "need more memory than there is, or break a library. Finished blocks are kept: run again with "
+                    "fewer --workers or a smaller block_rows"
                 )
             if error is None:
-                raise WorkerError(f"{future.key} is done, and its record in {work} cannot be read; run again")
-            raise WorkerError(f"{future.key} failed: {type(error).__name__}: {error}") from error
+                raise WorkerError(f"{name} is done, and its record in {work} cannot be read; run again")
+            raise WorkerError(f"{name} failed: {type(error).__name__}: {error}") from error
     finally:
         client.cancel(futures)  # those that are not done; a scheduler that stays must not go on with them
 
@@ -182,7 +210,7 @@ class Watchdog:
         """
         now = time.monotonic()
         for worker in list(self._scheduler.workers.values()):
-            tasks = tuple(sorted(str(task.key) for task in list(worker.processing)))
+            tasks = tuple(sorted(_name_of(task.key) for task in list(worker.processing)))
             before = self._last.get(worker.pid)
             if before is not None and now - before[3] < self._seconds / 10:
                 continue

@@ -15,12 +15,16 @@ from urllib.parse import urlsplit
 
 from tamis.errors import OutputError, RecipeError, WorkerError
 from tamis.manifests.atomic import write_atomic
+from tamis.pipelines.node import Artifact, Node, run_node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-# What a task's result may depend on, whatever its stage.
-_PACKAGES = ("tamis", "dask", "faiss-cpu", "numba", "numpy", "pyarrow", "scikit-learn", "scipy", "torch")
+# What a task's result may depend on, or the way to it.
+_PACKAGES = (
+    "tamis", "dask", "distributed", "faiss-cpu", "numba", "numpy", "pillow", "pyarrow", "scikit-learn", "scipy",
+    "sentence-transformers", "submodlib-py", "tokenizers", "torch", "transformers",
+)  # fmt: skip
 _CONNECT_SECONDS = 30
 
 
@@ -84,12 +88,15 @@ def connected(address: str, work: Path) -> Iterator[Any]:
 
 def watch(client: Any, address: str, seconds: float) -> Callable[[], None]:
     """Something to call often, which raises WorkerError where the cluster has been gone, or empty, for so long."""
-    last = time.monotonic()
+    last = asked = time.monotonic()
 
     def check() -> None:
-        nonlocal last
+        nonlocal last, asked
         now = time.monotonic()
-        if client.status == "running" and client.scheduler_info(n_workers=1)["workers"]:
+        if now - asked < seconds / 20:
+            return
+        asked = now
+        if _has_workers(client, seconds / 4):
             last = now
         elif now - last > seconds:
             raise WorkerError(
@@ -100,36 +107,75 @@ def watch(client: Any, address: str, seconds: float) -> Callable[[], None]:
     return check
 
 
+def checked_run(versions: Mapping[str, str], node: Node, work: str, *finished: object) -> Artifact:
+    """`run_node` in a worker, which may have come after the others were checked.
+
+    Raises:
+        WorkerError: It has other versions than the process that sent the node.
+    """
+    other = _differences(versions_here(), versions)
+    if other:
+        raise WorkerError(f"a worker on {socket.gethostname()} has {other}; the versions must be equal")
+    return run_node(node, work, *finished)
+
+
+def versions_here() -> dict[str, str]:
+    """The versions of what this process computes with; "none" of what it lacks."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def _has_workers(client: Any, timeout: float) -> bool:
+    """Whether the scheduler answers, and has workers."""
+    if client.status != "running":
+        return False
+    try:
+        return bool(client.sync(client.scheduler.identity, n_workers=1, callback_timeout=timeout)["workers"])
+    except (OSError, TimeoutError):
+        return False
+
+
 def _check_workers(client: Any, address: str, mark: Path, token: str) -> None:
     try:
-        found: dict[str, Any] = client.run(_what_is_there, str(mark))
-    except ModuleNotFoundError as error:
-        raise WorkerError(f"a worker of {address} lacks a module: {error}; install the same tamis on all") from error
+        found: dict[str, tuple[str, dict[str, str]]] = client.run(_what_is_there, str(mark))
+    except Exception as error:  # whatever an older tamis, or none, makes of it
+        raise WorkerError(
+            f"a worker of {address} cannot say its versions: {type(error).__name__}: {error}; "
+            "install the same tamis on all"
+        ) from error
     if not found:
         raise WorkerError(f"the scheduler {address} has no workers; start some, and run again")
-    ours = _what_is_there(str(mark))
+    ours = versions_here()
     for worker, (seen, versions) in sorted(found.items()):
         if seen != token:
             raise OutputError(
-                f"worker {worker} does not see {mark.parent}; the run's folder and the dataset must be in a file "
-                "system that all workers share, at the same path"
+                f"worker {worker} does not see {mark.parent} ({seen or 'another file is there'}); the run's folder and "
+                "the dataset must be in a file system that all workers share, at the same path"
             )
-        other = [
-            f"{name} {versions[name]} (here {version})"
-            for name, version in ours[1].items()
-            if versions[name] != version
-        ]
+        other = _differences(versions, ours)
         if other:
-            raise WorkerError(
-                f"worker {worker} has {', '.join(other)}; the versions must be equal, as results name them"
-            )
+            raise WorkerError(f"worker {worker} has {other}; the versions must be equal, as results name them")
 
 
-def _what_is_there(mark: str) -> tuple[str | None, dict[str, str]]:
-    """What this process reads at a path, and its versions."""
-    path = Path(mark)
-    versions = {name: metadata.version(name) for name in _PACKAGES}
-    return path.read_text() if path.exists() else None, {"python": platform.python_version(), **versions}
+def _differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    """What differs, in words; nothing where all are equal."""
+    return ", ".join(
+        f"{name} {theirs.get(name)} (here {version})" for name, version in ours.items() if theirs.get(name) != version
+    )
+
+
+def _what_is_there(mark: str) -> tuple[str, dict[str, str]]:
+    """What this process reads at a path, or why it cannot, and its versions."""
+    try:
+        text = Path(mark).read_text()
+    except OSError as error:
+        text = str(error.strerror)
+    return text, versions_here()
 
 
 def _is_loopback(host: str) -> bool:

@@ -30,9 +30,9 @@ def stoppable(timeout: float | None = None) -> Iterator[Callable[[], None]]:
 
     def check() -> None:
         what = None
-        if came:
+        if came and came[0] != signal.SIGALRM:
             what = f"by {signal.Signals(came[0]).name}"
-        elif deadline is not None and time.monotonic() > deadline:
+        elif came or (deadline is not None and time.monotonic() > deadline):
             what = f"at the time limit of {timeout:g} s"
         if what is not None:
             raise StoppedError(f"stopped {what}; what is finished is kept: the same command goes on from there")
@@ -45,9 +45,14 @@ def stoppable(timeout: float | None = None) -> Iterator[Callable[[], None]]:
         came.append(number)
         check()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, *([] if timeout is None else [signal.SIGALRM]))
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
+        if timeout is not None:
+            signal.setitimer(signal.ITIMER_REAL, timeout)
         yield check
     finally:
+        if timeout is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

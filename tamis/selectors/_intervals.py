@@ -6,6 +6,8 @@ them, by branch and bound on a coarse grid; the programme itself then runs over 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -13,6 +15,7 @@ from numba import njit
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
+Float = npt.NDArray[np.floating[Any]]
 
 _CELLS = 256  # of a window
 _SMALL = 4096  # positions in windows that need no narrowing
@@ -172,28 +175,47 @@ def _narrow(points: Float64, weight: Float64, first: Float64, second: Float64, w
 
 
 @njit(cache=True, nogil=True)
-def interval_starts(points: Float64, mass: Float64, groups: int) -> Int64:
-    """Intervals of least squared distance to their means.
+def interval_starts(ordered: Float, groups: int) -> Int64:
+    """Intervals of values of least squared distance to their means; equal values never part.
 
     The squared error is sum w x^2 - sum over intervals of (sum w x)^2 / (sum w); the first term is the same for
     all, so the second is maximised.
 
     Args:
-        points: float64[m], strictly ascending, about 0 (so that sums do not cancel).
-        mass: float64[m] > 0.
-        groups: How many intervals, in [1, m].
+        ordered: float[n], ascending, finite, at least one.
+        groups: How many intervals, at least 1.
 
     Returns:
-        int64[groups], the first position of each interval. Of equally good ones, the lower are the shorter.
+        int64[groups], the position of each interval's first value; fewer where there are fewer distinct values. Of
+        equally good ones, the lower are the shorter.
     """
-    m = points.shape[0]
-    weight = np.zeros(m + 1)
-    first = np.zeros(m + 1)
-    second = np.zeros(m + 1)
+    # Squares of centred, scaled values neither overflow nor cancel.
+    n = ordered.shape[0]
+    scale = max(abs(np.float64(ordered[0])), abs(np.float64(ordered[n - 1])), np.finfo(np.float64).tiny)
+    points = np.empty(n)
+    weight = np.empty(n + 1)  # values before each distinct one: its position too
+    m = 0
+    total = 0.0
+    for p in range(n):
+        value = np.float64(ordered[p]) / scale
+        total += value
+        if p == 0 or ordered[p] != ordered[p - 1]:
+            points[m] = value
+            weight[m] = p
+            m += 1
+    weight[m] = n
+    if m <= groups:
+        return weight[:m].astype(np.int64)
+    points, weight = points[:m], weight[: m + 1]
+    centre = total / n
+    first = np.empty(m + 1)
+    second = np.empty(m + 1)
+    first[0] = second[0] = 0.0
     for p in range(m):
-        weight[p + 1] = weight[p] + mass[p]
-        first[p + 1] = first[p] + mass[p] * points[p]
-        second[p + 1] = second[p] + mass[p] * points[p] * points[p]
+        points[p] -= centre
+        moment = (weight[p + 1] - weight[p]) * points[p]
+        first[p + 1] = first[p] + moment
+        second[p + 1] = second[p] + moment * points[p]
     windows = np.empty((groups + 1, 2), np.int64)
     for t in range(groups + 1):
         windows[t] = (t, m - groups + t)
@@ -220,4 +242,4 @@ def interval_starts(points: Float64, mass: Float64, groups: int) -> Int64:
     for t in range(groups, 1, -1):
         end = splits[at[t] + end - windows[t, 0]]
         starts[t - 1] = end
-    return starts
+    return weight[starts].astype(np.int64)

@@ -88,7 +88,7 @@ def group_bounds(values: NDArray[np.floating[Any]], groups: int) -> NDArray[np.f
         groups: How many groups to make, at least 1.
 
     Returns:
-        Ascending, of the values' dtype; as many as there are groups, fewer where there are fewer distinct values.
+        Ascending, float32 or float64; as many as there are groups, fewer where there are fewer distinct values.
         Among equally good splits, the lower groups are the smaller, as far as rounding lets their errors be equal.
 
     Raises:
@@ -98,26 +98,19 @@ def group_bounds(values: NDArray[np.floating[Any]], groups: int) -> NDArray[np.f
     if groups < 1:
         raise RecipeError(f"groups is {groups}; it must be at least 1")
     given = np.asarray(values)
-    if given.dtype.kind != "f":
+    if given.dtype not in (np.float32, np.float64):
         given = given.astype(np.float64)
     if given.ndim != 1:
         raise DataError(f"values have shape {given.shape}; one dimension is needed")
     if not np.isfinite(given).all():
         raise DataError(f"values {np.flatnonzero(~np.isfinite(given))[:10].tolist()} are NaN or infinite")
     ordered = np.sort(given)
-    new = np.flatnonzero(np.concatenate((np.ones(min(1, ordered.size), np.bool_), ordered[1:] != ordered[:-1])))
-    distinct = ordered[new]
-    if distinct.size <= groups:
-        return distinct
-    mass = np.diff(np.append(new, ordered.size)).astype(np.float64)
-    # Squares of centred, scaled values neither overflow nor cancel.
-    points = distinct.astype(np.float64)
-    points /= max(float(np.abs(points[[0, -1]]).max()), np.finfo(np.float64).tiny)
-    points -= (points @ mass) / ordered.size
+    if ordered.size == 0:
+        return ordered
 
     from tamis.selectors import _intervals  # numba takes half a second to load
 
-    bounds: NDArray[np.floating[Any]] = distinct[_intervals.interval_starts(points, mass, groups)]
+    bounds: NDArray[np.floating[Any]] = ordered[_intervals.interval_starts(ordered, groups)]
     return bounds
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 
 from tamis.errors import DamagedManifestError, OutputError
-from tamis.manifests.atomic import write_atomic
+from tamis.manifests.atomic import hashed_name, write_atomic
 from tamis.manifests.canonical import canonical_json, digest
 
 if TYPE_CHECKING:
@@ -51,9 +51,10 @@ def load(folder: Path, key: str) -> tuple[dict[str, Any], dict[str, torch.Tensor
                 f"{path} is the checkpoint of another training (other data, options or version); "
                 "give another folder, or remove this one"
             )
-        data = (folder / body["tensors"]["path"]).read_bytes()
+        name = hashed_name("checkpoint", body["tensors"]["sha256"], "safetensors")
+        data = (folder / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != body["tensors"]["sha256"]:
-            raise ValueError(f"{body['tensors']['path']} does not have its sha256")
+            raise ValueError(f"{name} does not have its sha256")
         return body["counters"], safetensors.torch.load(data)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedManifestError(
@@ -69,7 +70,7 @@ def save(folder: Path, key: str, counters: dict[str, Any], tensors: dict[str, to
     """
     data = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     sha256 = hashlib.sha256(data).hexdigest()
-    name = f"checkpoint.{sha256[:16]}.safetensors"
+    name = hashed_name("checkpoint", sha256, "safetensors")
     write_atomic(folder / name, data)
     body = {
         "version": _VERSION,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from tamis.training.ranks import Ranks
     from tamis.training.trainer import TrainConfig
 
-_MOMENT_ROWS = 10_000
+_MOMENT_ROWS = 1000
+_AT_ONCE = 1 << 20  # pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +35,6 @@ class Images:
         DataError: There are none, or the shapes do not fit.
     """
 
-    EVALUATED_AT_ONCE: ClassVar[int] = 1000
     LR: ClassVar[float] = 2e-3
     ROLES: ClassVar[tuple[str, ...]] = ("image", "label")
 
@@ -49,6 +49,11 @@ class Images:
                 "is needed"
             )
         check_labels(len(self.pixels), self.labels, "images")
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """See `tamis.training.learner.Samples`."""
+        return max(1, _AT_ONCE // int(np.prod(self.pixels.shape[1:])))
 
     def __len__(self) -> int:
         """The number of images."""
@@ -70,11 +75,18 @@ class Images:
                 "they must be equal: give an image_size"
             )
         classes = count_classes(self.labels, *([] if test is None else [test.labels]))
-        some = self.pixels[:: -(-len(self) // _MOMENT_ROWS)].astype(np.float64) / 255
-        mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3))
+        mean, std = self._moments()
         with seeded(config.seed):
             model = SmallCNN(classes, mean, np.maximum(std, 1e-3))
         return DenseLearner(model, config.weight_decay, device, ranks)
+
+    def _moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each channel, as fractions of 255, of evenly spaced images."""
+        some = self.pixels[:: -(-len(self) // _MOMENT_ROWS)]
+        counts = np.stack([np.bincount(some[:, c].reshape(-1), minlength=256) for c in range(some.shape[1])])
+        values = np.arange(256) / 255
+        mean = counts @ values / counts.sum(1)
+        return mean, np.sqrt(np.maximum(counts @ values**2 / counts.sum(1) - mean**2, 0))
 
     def outcome(self, model: nn.Module, rows: NDArray[np.int64], device: torch.device) -> Outcome:
         """See `tamis.training.learner.DenseLearner`."""

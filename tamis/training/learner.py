@@ -43,14 +43,18 @@ class Samples(Protocol):
     """Samples of a training or of a test.
 
     Attributes:
-        EVALUATED_AT_ONCE: So many of them are evaluated together, to bound the memory.
+        evaluated_at_once: So many of them are evaluated together, to bound the memory.
         LR: The learning rate that their model starts with where none is given.
         labels: int64 [n], positions in the classes; None where samples have none.
         classes: The classes' names; empty where only their numbers are known.
     """
 
-    EVALUATED_AT_ONCE: ClassVar[int]
     LR: ClassVar[float]
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """See above."""
+        ...
 
     @property
     def labels(self) -> NDArray[np.int64] | None:

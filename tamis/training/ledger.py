@@ -61,7 +61,7 @@ class Ledger:
             scores: The last losses, and how often each sample was seen.
             ids: n sample ids.
             rows: int64 [n], the samples' rows in the dataset.
-            classes: The classes' names; empty to use their numbers.
+            classes: The classes' names, in the order of their numbers; fewer than there are to use the numbers.
 
         Returns:
             sample_id; row; last_loss and mean_loss; seen; weight_mean, as a multiple of the plain mean's weight; and
@@ -80,7 +80,7 @@ class Ledger:
         }
         size = self.targets.shape[1]
         if size:
-            names = np.array(classes if len(classes) == size else [str(i) for i in range(size)], dtype=object)
+            names = np.array(classes[:size] if len(classes) >= size else [str(i) for i in range(size)], dtype=object)
             flat = pa.array(self.targets.reshape(-1))
             columns["elr_target"] = pa.FixedSizeListArray.from_arrays(flat, size, mask=pa.array(never))
             columns["elr_class"] = pa.array(names[self.targets.argmax(1)], pa.string(), mask=never)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tamis.training.trainer import TrainConfig
 
 _HEAD = 32
+_MAX_VOCABULARY, _MAX_CONTEXT = 1 << 20, 8192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +33,6 @@ class Blocks:
         DataError: There are none, or one is empty, or a token is negative.
     """
 
-    EVALUATED_AT_ONCE: ClassVar[int] = 16
     LR: ClassVar[float] = 1e-3
     ROLES: ClassVar[tuple[str, ...]] = ("tokens",)
 
@@ -45,6 +45,17 @@ class Blocks:
                 f"least token {self.tokens.values.min(initial=0)}; at least one block is needed, each with at least "
                 "one token, from 0"
             )
+        if self.tokens.values.max() >= _MAX_VOCABULARY or self.tokens.lengths.max() > _MAX_CONTEXT:
+            raise DataError(
+                f"the largest token is {self.tokens.values.max()} and the longest block has "
+                f"{self.tokens.lengths.max()}; tokens below {_MAX_VOCABULARY} in blocks of up to {_MAX_CONTEXT} are "
+                "allowed: `tamis pack` makes such"
+            )
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """See `tamis.training.learner.Samples`."""
+        return 16
 
     @property
     def labels(self) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tamis.embeddings.kmeans import evenly_spaced
 from tamis.errors import DataError, OutputError, RecipeError
-from tamis.manifests.atomic import write_once
+from tamis.manifests.atomic import sweep, sync_folder, write_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ class Packed:
         tokenizer: Its tokenizer, as the `tokenizers` library reads it.
         blocks: How many.
         tokens: How many tokens in all.
-        documents: How many texts they are of.
+        documents: How many texts they are of; rows without one, or with one that is not UTF-8, are left out.
     """
 
     path: Path
@@ -90,9 +90,8 @@ def pack(
         raise RecipeError(f"block is {block} and vocabulary {vocabulary}; at least 2 and at least 257 are needed")
     sources = scan_all(str(data))
     path, saved = out / BLOCKS, out / TOKENIZER
-    for file in (path, saved):
-        if file.exists():
-            raise OutputError(f"{file} is there already; choose another folder")
+    if path.exists():
+        raise OutputError(f"{path} is there already; choose another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,23 +102,29 @@ def pack(
         tokens = _fitted((texts for _, texts in _documents(sources, text, fit_on)), vocabulary)
     else:
         tokens = _read(tokenizer)
+    sweep(out)
     temporary = out / f".{BLOCKS}.{secrets.token_hex(8)}.tmp"
     count = total = 0
+    end = tokens.token_to_id(END)
+    documents = 0
     try:
         with pq.ParquetWriter(temporary, _SCHEMA, compression="zstd") as writer:
             for table in _tables(tokens, _documents(sources, text, np.arange(rows)), block):
                 writer.write_table(table)
+                flat = table["tokens"].combine_chunks().flatten()
                 count += table.num_rows
-                total += len(table["tokens"].combine_chunks().flatten())
+                total += len(flat)
+                documents += int(np.count_nonzero(flat.to_numpy() == end))
         if not count:
             raise DataError(f"column {text!r} of {data} holds no text")
         write_once(saved, tokens.to_str().encode())
-        temporary.rename(path)
+        path.hardlink_to(temporary)  # fails where somebody else has written it meanwhile
+        sync_folder(out)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return Packed(path, saved, count, total, rows)
+    return Packed(path, saved, count, total, documents)
 
 
 def _documents(sources: Sequence[SourceFile], column: str, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[str]]]:
@@ -138,6 +143,7 @@ def _documents(sources: Sequence[SourceFile], column: str, rows: np.ndarray) -> 
 def _tables(tokenizer: Any, documents: Iterator[tuple[np.ndarray, list[str]]], block: int) -> Iterator[pa.Table]:
     """The blocks, a row group at a time."""
     end = tokenizer.token_to_id(END)
+    tokenizer.encode_special_tokens = True  # a text that holds an end mark does not end there
     left, owners = np.zeros(0, np.int32), np.zeros(0, np.int64)
     for rows, texts in documents:
         encoded = [[*item.ids, end] for item in tokenizer.encode_batch(texts, add_special_tokens=False)]
@@ -189,5 +195,9 @@ def _read(path: Path) -> Any:
     except Exception as error:  # the library raises nothing more precise
         raise DataError(f"{path} is not a tokenizer file: {error}") from error
     if tokenizer.token_to_id(END) is None:
-        raise DataError(f"the tokenizer {path} has no token {END}, which ends a text")
+        raise DataError(
+            f"the tokenizer {path} has no token {END}, which ends a text; give one that `tamis pack` wrote, or add it"
+        )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer

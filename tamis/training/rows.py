@@ -74,6 +74,7 @@ def read_training(
     sources = scan_all(str(dataset))
     if not trust_rows:
         manifest.verify_dataset(fingerprint_of(sources, manifest))
+        fields = _own(fields, model)
     rows = manifest.select["row"].to_numpy()
     have = sum(source.rows for source in sources)
     if rows.max(initial=-1) >= have:
@@ -103,7 +104,7 @@ def read_test(
     from tamis.pipelines.dataset import scan_all
     from tamis.pipelines.sources import take_rows
 
-    fields = {role: name for role, name in _fields(manifest, model).items() if role in MODELS[model].ROLES}
+    fields = _own(_fields(manifest, model), model)
     sources = scan_all(str(path))
     everything = np.arange(sum(source.rows for source in sources))
     table = _by_role(take_rows(sources, everything, list(dict.fromkeys(fields.values()))), fields, model)
@@ -147,6 +148,11 @@ def _fields(manifest: Manifest, model: str) -> dict[str, str]:
                 f"name it in the recipe, as in dataset: {{{role}: COLUMN}}, and run again{hint}"
             )
     return fields
+
+
+def _own(fields: dict[str, str], model: str) -> dict[str, str]:
+    """The columns that the model reads."""
+    return {role: name for role, name in fields.items() if role in MODELS[model].ROLES}
 
 
 def _by_role(table: pa.Table, fields: dict[str, str], model: str) -> pa.Table:

@@ -36,9 +36,9 @@ from tamis.errors import DataError, RecipeError
 from tamis.manifests.schema import Decision
 from tamis.selectors import dynamic
 from tamis.selectors.ingenious import draw, taylor_softmax
-from tamis.training.ranks import join, resolve
+from tamis.training.ranks import Ranks, join, resolve
 from tamis.training.scores import ScoreTable
-from tamis.training.weights import reweight, with_importance
+from tamis.training.weights import reweight, unchecked, with_importance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,33 +230,38 @@ class PlanSampler(Sampler[int]):
                 f"losses have shape {tuple(losses.shape)} and ids {own.shape}; "
                 "both must be [m] (use a loss with reduction='none')"
             )
+        # A batch is small, and each call costs: numpy takes a fraction of what torch takes for the same few operations.
         exact = losses.detach() if losses.dtype == torch.float64 else losses.detach().float()
-        # A batch is small: numpy takes a fraction of what torch takes for the same few operations.
-        where = join(torch.from_numpy(own), self.ranks).numpy()
-        joined = join(exact, self.ranks).double().cpu().numpy()
+        where, joined = own, exact
+        if self.ranks.size > 1:
+            where, joined = join(torch.from_numpy(own), self.ranks).numpy(), join(exact, self.ranks)
         counts = None
         if token_counts is not None:
-            counts = join(_tokens(token_counts, exact), self.ranks).double().cpu().numpy()
+            counts = _tokens(token_counts, exact, self.ranks)
         # What is beyond the end of the epoch is there to give every process as much.
         real = where.size
         if self.ranks.size > 1:
             real = min(real, self.epoch_samples - self.position)
-        self.scores.record(where[:real], joined[:real])
+            where, joined, counts = where[:real], joined[:real], None if counts is None else counts[:real]
+        self.scores.record(where, joined.float().cpu().numpy())
         self.position += real
         self.steps += 1
-        weights = np.zeros(where.size)
-        if real:
-            weights[:real] = self._weigh(where[:real], joined[:real], None if counts is None else counts[:real])
-        self.last = Batch(where[:real], joined[:real], weights[:real])
-        mine = weights[self.ranks.rank :: self.ranks.size] * self.ranks.size
-        return torch.from_numpy(mine).to(losses)
+        values = joined.cpu().numpy().astype(np.float64)
+        weights = self._weigh(where, values, counts) if real else np.zeros(0)
+        self.last = Batch(where, values, weights)
+        if self.ranks.size > 1:
+            padded = np.concatenate([weights, np.zeros(own.size * self.ranks.size - real)])
+            weights = padded[self.ranks.rank :: self.ranks.size] * self.ranks.size
+        return torch.from_numpy(weights).to(losses)
 
     def _weigh(
         self, where: NDArray[np.int64], losses: NDArray[np.float64], token_counts: NDArray[np.float64] | None
     ) -> NDArray[np.float64]:
         warm = self.steps - 1 - self._warmup_steps
         r = self._r(max(0, warm)) if callable(self._r) else self._r
-        weights = reweight(losses, "uniform" if warm < 0 else self._strategy, r, clip=self._clip)
+        if not r > 0:
+            raise RecipeError(f"r is {r} at step {self.steps - 1}; the schedule must give numbers above 0")
+        weights: NDArray[np.float64] = unchecked(losses, "uniform" if warm < 0 else self._strategy, r, clip=self._clip)
         if self._importance is not None:
             weights = with_importance(weights, self._importance[where])
         if token_counts is not None:
@@ -554,20 +559,23 @@ def _drawn_again(
 
 
 def _ids(ids: ArrayLike | torch.Tensor) -> NDArray[np.int64]:
-    array = ids.cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
+    array = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else np.asarray(ids)
     if array.dtype.kind not in "iu":
         raise DataError(f"ids have dtype {array.dtype}; they must be integers, as WithIndex gives them")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
-def _tokens(token_counts: ArrayLike | torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+def _tokens(token_counts: ArrayLike | torch.Tensor, losses: torch.Tensor, ranks: Ranks) -> NDArray[np.float64]:
+    """The counts of all processes; joined before they are checked, so that all processes raise."""
     counts = torch.as_tensor(token_counts).to(losses)
-    if counts.shape != losses.shape or not (torch.isfinite(counts) & (counts > 0)).all():
+    fits = counts.shape == losses.shape
+    joined: NDArray[np.float64] = join(counts if fits else torch.full_like(losses, -1), ranks).double().cpu().numpy()
+    if not (np.isfinite(joined) & (joined > 0)).all():
         raise DataError(
             f"token_counts have shape {tuple(counts.shape)} for {losses.numel()} losses; give one number above 0 each, "
             "and leave samples without tokens out"
         )
-    return counts
+    return joined
 
 
 def _importance(importance: ArrayLike, n: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tamis.errors import DataError, NonFiniteLossError
+from tamis.training._table import take
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -48,24 +49,24 @@ class ScoreTable:
             NonFiniteLossError: A loss is NaN or infinite; nothing of the batch is recorded.
             DataError: The shapes differ, or an id is outside 0 .. n - 1.
         """
-        where = np.asarray(ids)
-        with np.errstate(over="ignore"):
-            values = np.asarray(losses, dtype=np.float32)
+        where, values = np.asarray(ids), np.asarray(losses)
+        if values.dtype != np.float32:
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float32)
         if where.ndim != 1 or where.shape != values.shape:
             raise DataError(f"ids have shape {where.shape} and losses {values.shape}; both must be [m]")
         if where.size == 0:
             return
+        if where.dtype.kind in "iu" and take(where.astype(np.int64, copy=False), values, self.live, self.seen):
+            return
         if where.dtype.kind not in "iu" or where.min() < 0 or where.max() >= len(self):
             raise DataError(f"ids must be integers in 0 .. {len(self) - 1}, got {where[:10].tolist()} ({where.dtype})")
         bad = where[~np.isfinite(values)]
-        if bad.size:
-            raise NonFiniteLossError(
-                f"the loss of {bad.size} samples is NaN or infinite, of ids {bad[:10].tolist()}; "
-                "lower the learning rate, or look at these samples",
-                tuple(bad.tolist()),
-            )
-        self.live[where] = values
-        np.add.at(self.seen, where, 1)
+        raise NonFiniteLossError(
+            f"the loss of {bad.size} samples is NaN or infinite, of ids {bad[:10].tolist()}; "
+            "lower the learning rate, or look at these samples",
+            tuple(bad.tolist()),
+        )
 
     def freeze(self) -> None:
         """Copies the live losses and counts to the frozen ones; samplers do so when an epoch starts."""

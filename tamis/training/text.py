@@ -52,7 +52,6 @@ class Texts:
         DataError: There are none, or the labels do not fit.
     """
 
-    EVALUATED_AT_ONCE: ClassVar[int] = 4096
     LR: ClassVar[float] = 1e-2
     ROLES: ClassVar[tuple[str, ...]] = ("text", "label")
 
@@ -67,6 +66,11 @@ class Texts:
     def of(cls, texts: Sequence[str], labels: NDArray[np.int64], classes: tuple[str, ...] = ()) -> Texts:
         """The features of n texts, with their labels."""
         return cls(featurise(texts), labels, classes)
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """See `tamis.training.learner.Samples`."""
+        return 4096
 
     def __len__(self) -> int:
         """The number of texts."""

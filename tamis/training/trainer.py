@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tamis.errors import DataError, NonFiniteLossError, OutputError, RecipeError
+from tamis.errors import DataError, NonFiniteLossError, OutputError, RecipeError, TamisError
+from tamis.manifests.atomic import sweep
 from tamis.manifests.canonical import digest
 from tamis.manifests.ledger import commit_ledger
 from tamis.manifests.reader import open_manifest
@@ -70,7 +71,7 @@ class TrainConfig:
         width: Width of the language model, a multiple of 32.
         layers: Layers of the language model.
         total_samples: Stop after exactly so many samples, however many epochs that takes; None stops after
-            `epochs`.
+            `epochs`. Of w processes each does as many: the last step may go beyond by up to w - 1.
         checkpoint_every: Steps between checkpoints inside an epoch; 0 writes them at the ends of epochs only.
     """
 
@@ -153,11 +154,11 @@ def planned(manifest: Manifest) -> TrainConfig:
     section = manifest.record["recipe"].get("train", {})
     names = {field.name for field in fields(TrainConfig)}
     given: dict[str, Any] = {"epochs": 12, "sampler": "seta", "weights": "linupper"}
-    given |= {name: value for name, value in section.items() if name in names}
+    given |= {name: value for name, value in section.items() if name in names and value is not None}
     if given["sampler"] == "seta":
         schedule = manifest.record["schedule"] or {}
         options = ("num_group", "window_scale", "prune_ratio", "delta", "rule")
-        given |= {name: schedule[name] for name in options if name in schedule}
+        given = {name: schedule[name] for name in options if name in schedule} | given
     return TrainConfig(**given)
 
 
@@ -275,9 +276,9 @@ def fit(
     if len(ids) != n or len(rows) != n:
         raise DataError(f"{n} samples were given with {len(ids)} ids and {len(rows)} rows; the counts must be equal")
     first = ranks.rank == 0
-    key = _key(samples, test, sample_weights, ids, rows, config)
-    with _threads(threads), locked(out) if out is not None and first else nullcontext():
+    with _threads(threads), _alone_in(out if first else None, ranks):
         state = _State(samples, test, sample_weights, config, choose_device(device), ranks)
+        key = _key(samples, state.learner, sample_weights, ids, rows, config)
         if out is not None:
             state.load(out, key)
         save = partial(state.save, out, key) if out is not None and first else None
@@ -285,10 +286,11 @@ def fit(
         accuracy, loss = None, float(np.nanmean(state.sampler.scores.live))
         if test is not None:
             accuracy, loss = _evaluate(state.learner, test)
-    path = None
-    if out is not None and first:
-        table = state.ledger.table(state.sampler.scores, ids, rows, samples.classes)
-        path = commit_ledger(out, table, {"training": key, "samples_seen": state.samples_seen})
+        path = None
+        if out is not None and first:
+            names = max(samples.classes, () if test is None else test.classes, key=len)
+            table = state.ledger.table(state.sampler.scores, ids, rows, names)
+            path = commit_ledger(out, table, {"training": key, "samples_seen": state.samples_seen})
     record = None if out is None else out / checkpoint.RECORD
     return TrainResult(accuracy, loss, state.samples_seen, state.seconds, record, path)
 
@@ -379,7 +381,10 @@ def _run(
         for start in range(0, order.size, share):
             batch = order[start : start + share]
             if config.total_samples is not None:
-                batch = batch[: (config.total_samples - state.samples_seen) // state.ranks.size]
+                left = config.total_samples - state.samples_seen
+                if left <= 0:
+                    break
+                batch = batch[: -(-left // state.ranks.size)]
             began = time.perf_counter()
             loss = _step(state, samples, batch, _progress(state, config), config, ids)
             state.seconds += time.perf_counter() - began
@@ -391,12 +396,10 @@ def _run(
                         sampler.epoch, sampler.position, sampler.epoch_samples, sampler.steps, state.samples_seen, loss
                     )
                 )
-            if state.samples_seen == config.total_samples:
-                break
         if config.total_samples is None:
             state.done = sampler.epoch + 1 == config.epochs
         else:
-            state.done = state.samples_seen == config.total_samples
+            state.done = state.samples_seen >= config.total_samples
         if not state.done:
             sampler.set_epoch(sampler.epoch + 1)
         if save is not None:
@@ -451,8 +454,8 @@ def _evaluate(learner: Learner, samples: Samples) -> tuple[float | None, float]:
     """Accuracy, where there are labels, and mean cross-entropy."""
     n, correct, total, count = len(samples), 0, 0.0, 0.0
     labels = samples.labels
-    for start in range(0, n, samples.EVALUATED_AT_ONCE):
-        rows = np.arange(start, min(start + samples.EVALUATED_AT_ONCE, n))
+    for start in range(0, n, samples.evaluated_at_once):
+        rows = np.arange(start, min(start + samples.evaluated_at_once, n))
         outcome = learner.outcome(samples, rows)
         counts = torch.ones_like(outcome.losses) if outcome.token_counts is None else outcome.token_counts
         total += float((outcome.losses.double() * counts).sum())
@@ -499,9 +502,10 @@ def _check(
         value = getattr(config, name)
         if value is not None and value < bound:
             raise RecipeError(f"{name} is {value}; it must be at least {bound}")
-    for name in ("batch_size", "total_samples"):
-        if (getattr(config, name) or 0) % ranks.size:
-            raise RecipeError(f"{name} is {getattr(config, name)}; {ranks.size} processes must be able to share it")
+    if config.batch_size % ranks.size:
+        raise RecipeError(f"batch_size is {config.batch_size}; {ranks.size} processes must be able to share it")
+    if not 0 <= config.seed < 2**63:
+        raise RecipeError(f"seed is {config.seed}; it must be in 0 .. 2^63 - 1")
     if config.width % 32:
         raise RecipeError(f"width is {config.width}; it must be a multiple of 32")
     if config.lr is None or not 0 < config.lr < np.inf:
@@ -513,11 +517,18 @@ def _check(
             f"the test samples are {type(test).__name__}, those to train on {type(samples).__name__}; "
             "they must be of one kind"
         )
+    if test is not None:
+        common = min(len(samples.classes), len(test.classes))
+        if samples.classes[:common] != test.classes[:common]:
+            raise DataError(
+                f"the classes to train on are {samples.classes[:10]}, those of the test {test.classes[:10]}; labels "
+                "are positions in them, so that they must begin alike"
+            )
 
 
 def _key(
     samples: Samples,
-    test: Samples | None,
+    learner: Learner,
     sample_weights: NDArray[np.float32],
     ids: Sequence[str],
     rows: NDArray[np.int64],
@@ -527,7 +538,7 @@ def _key(
     options = {name: value for name, value in asdict(config).items() if name != "checkpoint_every"}
     content = {
         "samples": samples.digest(),
-        "classes": _classes(samples, test),
+        "shapes": {name: list(tensor.shape) for name, tensor in learner.tensors().items()},
         "weights": digest_of(sample_weights, rows),
         "ids": list(ids),
     }
@@ -561,6 +572,25 @@ def choose_device(name: str) -> torch.device:
     elif device.type != "cpu":
         raise RecipeError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:NUMBER")
     return device
+
+
+@contextmanager
+def _alone_in(folder: Path | None, ranks: Ranks) -> Iterator[None]:
+    """Holds the folder's lock, if there is one to hold; where the first process cannot, all of them raise."""
+    with ExitStack() as held:
+        failed: TamisError | None = None
+        try:
+            if folder is not None:
+                held.enter_context(locked(folder))
+                sweep(folder)
+        except TamisError as error:
+            failed = error
+        told = join(torch.tensor([failed is not None]), ranks)
+        if failed is not None:
+            raise failed
+        if told.any():
+            raise OutputError("the first process cannot write to the folder of the training; its message says why")
+        yield
 
 
 @contextmanager

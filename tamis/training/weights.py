@@ -80,8 +80,17 @@ def reweight(losses: Any, strategy: str = "linupper", r: float = 0.4, *, clip: b
     if not finite.all():
         bad = [i for i, good in enumerate(finite.tolist()) if not good]
         raise NonFiniteLossError(f"{len(bad)} losses of the batch are NaN or infinite, at positions {bad[:10]}")
+    weights = unchecked(values, strategy, r, clip=clip)
+    return weights if xp is np or not losses.is_floating_point() else weights.to(losses.dtype)
+
+
+def unchecked(values: Any, strategy: str, r: float, *, clip: bool) -> Any:
+    """`reweight` without its checks, for losses that have had them: float64 [m], or a float32 or float64 tensor."""
+    xp = _module_of(values)
     top, bottom = values.max(), values.min()
-    h = ((values - bottom) - (top - values)) / (top - bottom).clip(min=1e-6)
+    # A tensor's range stays where it is: to look at it would wait for its device.
+    span = max(top - bottom, 1e-6) if xp is np else (top - bottom).clip(min=1e-6)
+    h = ((values - bottom) - (top - values)) / span
     if strategy == "linupper":
         s = (h + 1).clip(max=1)
     elif strategy == "upper":
@@ -94,9 +103,7 @@ def reweight(losses: Any, strategy: str = "linupper", r: float = 0.4, *, clip: b
         s = h * 0
     weights = xp.exp((s - s.max()) / r)
     weights = weights / weights.sum()
-    if clip:
-        weights = _cap(xp, weights, 2 / len(values))
-    return weights if xp is np or not losses.is_floating_point() else weights.to(losses.dtype)
+    return _cap(xp, weights, 2 / len(values)) if clip else weights
 
 
 @overload
@@ -211,16 +218,24 @@ def focal(losses: Any, gamma: float = 0.5) -> Any:
     return weights if xp is np or not losses.is_floating_point() else weights.to(losses.dtype)
 
 
-def _prepare(values: Any) -> tuple[Any, Any]:
-    """The module for `values` (numpy or torch), and the values, detached, in a precise enough dtype."""
+def _module_of(values: Any) -> Any:
+    """The module that an array or a tensor is of."""
     if isinstance(values, np.ndarray):
-        return np, values.astype(np.float64)
+        return np
     import torch
 
     if not isinstance(values, torch.Tensor):
         raise DataError(f"expected a NumPy array or a PyTorch tensor, got {type(values).__name__}")
+    return torch
+
+
+def _prepare(values: Any) -> tuple[Any, Any]:
+    """The module for `values` (numpy or torch), and the values, detached, in a precise enough dtype."""
+    xp = _module_of(values)
+    if xp is np:
+        return np, values.astype(np.float64)
     detached = values.detach()
-    return torch, detached if detached.dtype in (torch.float32, torch.float64) else detached.float()
+    return xp, detached if detached.dtype in (xp.float32, xp.float64) else detached.float()
 
 
 def _cap(xp: Any, weights: Any, cap: float) -> Any:

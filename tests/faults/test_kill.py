@@ -189,6 +189,15 @@ def test_workers_that_work_are_left_alone(recipe_file, tmp_path, undisturbed, ma
     assert manifest_bytes(tmp_path) == undisturbed[0]
 
 
+def test_the_time_limit_holds_where_nothing_asks():
+    began = time.monotonic()
+    with pytest.raises(StoppedError, match="at the time limit"), stoppable(0.3):
+        time.sleep(20)  # such as hashing a large dataset
+    assert time.monotonic() - began < 10
+    time.sleep(0.1)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
 def test_a_time_limit_of_nothing_is_refused(recipe_file, tmp_path):
     with pytest.raises(RecipeError, match="timeout is 0"):
         tamis.run(recipe_file, tmp_path, timeout=0)

@@ -1,5 +1,6 @@
-"""One process of a training: `python fit_process.py OUT KIND BATCH KILL_AT`, with torchrun's variables."""
+"""One process of a training: `python fit_process.py OUT KIND KILL_AT CHANGES`, with torchrun's variables."""
 
+import json
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from tamis.training import fit
 from tamis.training.ranks import process_group
 
 
-def main(out, kind, batch, kill_at):
+def main(out, kind, kill_at, changes):
     from test_models import WEIGHTS, config_of, samples_of
 
     def on_progress(progress):
@@ -21,11 +22,11 @@ def main(out, kind, batch, kill_at):
     torch.set_default_dtype(torch.float64)
     samples, test = samples_of(kind)
     with process_group(torch.device("cpu")):
-        result = fit(samples, WEIGHTS, test, config_of(kind, batch), Path(out), on_progress)
+        result = fit(samples, WEIGHTS, test, config_of(kind, **changes), Path(out), on_progress)
     assert (result.ledger is None) == (int(os.environ["RANK"]) > 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]))
     sys.stdout.flush()
     os._exit(0)  # gloo's threads may abort the interpreter's own end ("terminate called without an active exception")

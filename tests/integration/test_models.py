@@ -1,6 +1,7 @@
 """The reference trainer with each of its models, alone and in several processes."""
 
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ import torch
 
 import tamis
 from tamis.errors import DamagedManifestError, DataError, NonFiniteLossError, OutputError, RecipeError
+from tamis.manifests.canonical import canonical_json, digest
 from tamis.manifests.ledger import find_ledger
 from tamis.training import Blocks, Images, Texts, TrainConfig, fit, planned
 from tamis.training.compare import compare
@@ -51,7 +54,7 @@ def samples_of(kind):
     return samples, samples.take(np.arange(0, N, 3))
 
 
-def config_of(kind, batch=12, **changes):
+def config_of(kind, **changes):
     options = {
         "epochs": 3,
         "lr": 3e-3,
@@ -61,7 +64,7 @@ def config_of(kind, batch=12, **changes):
         "width": 32,
         "layers": 1,
     }
-    options |= {"batch_size": batch, "checkpoint_every": 4, "warmup_steps": 2, "token_weights": kind == "lm"}
+    options |= {"batch_size": 12, "checkpoint_every": 4, "warmup_steps": 2, "token_weights": kind == "lm"}
     return TrainConfig(**options | changes)
 
 
@@ -78,14 +81,14 @@ def tensors_of(out):
     return safetensors.torch.load_file(path)
 
 
-def start(size, *arguments):
+def start(size, out, kind, kill_at, **changes):
     """Runs `fit_process.py` as torchrun would, with `size` processes on loopback; returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
     common |= {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPT), str(out), kind, str(kill_at), json.dumps(changes)]
     processes = [
         subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
         for rank in range(size)
@@ -119,7 +122,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [2, 4])
 def test_several_processes_train_to_the_model_and_ledger_of_one(alone, tmp_path, kind, size):
-    codes, errors = start(size, tmp_path, kind, 12, 0)
+    codes, errors = start(size, tmp_path, kind, 0)
     assert codes == [0] * size, errors
     ours, theirs = tensors_of(tmp_path), tensors_of(alone[kind][0])
     assert ours.keys() == theirs.keys()
@@ -133,15 +136,28 @@ def test_several_processes_train_to_the_model_and_ledger_of_one(alone, tmp_path,
 
 
 def test_processes_that_are_killed_go_on_where_they_were_with_another_number(alone, tmp_path):
-    codes, _ = start(1, tmp_path, "image", 12, 6)
+    codes, _ = start(1, tmp_path, "image", 6)
     assert codes == [-signal.SIGKILL]
     steps = int(tensors_of(tmp_path)["learner.optimiser.layers.0.bias.step"])
     assert steps == 4
-    codes, errors = start(2, tmp_path, "image", 12, 0)
+    codes, errors = start(2, tmp_path, "image", 0)
     assert codes == [0, 0], errors
     ours, theirs = tensors_of(tmp_path), tensors_of(alone["image"][0])
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-9)
+
+
+def test_processes_stop_after_a_number_of_samples_also_where_epochs_do_not_divide(tmp_path):
+    # Epochs of 90 samples for 4 processes: the last batch of each has 10, and two beyond the end.
+    codes, errors = start(4, tmp_path, "image", 0, sampler="full", total_samples=201, batch_size=16)
+    assert codes == [0] * 4, errors
+    assert 201 <= read(find_ledger(tmp_path))["seen"].to_numpy().sum() < 205
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
+    codes, errors = start(2, tmp_path, "image", 0, batch_size=15)
+    assert codes == [1, 1]
+    assert "2 processes must be able to share it" in errors[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,6 +202,82 @@ def test_each_model_learns_and_mixed_precision_too(alone, kind):
         assert result.accuracy is None
     else:
         assert result.accuracy > 0.8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_budget_of_samples_resumes_after_its_last_step_too(tmp_path, kind):
+    samples, test = samples_of(kind)
+    config = config_of(kind, total_samples=101, checkpoint_every=1)
+    whole = fit(samples, WEIGHTS, test, config, tmp_path / "whole")
+    assert whole.samples_seen == 101
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(progress):
+        if progress.samples_seen == 101:
+            raise Stop  # the checkpoint of this step is there, and does not say yet that it was the last
+
+    with pytest.raises(Stop):
+        fit(samples, WEIGHTS, test, config, tmp_path / "stopped", stop)
+    again = fit(samples, WEIGHTS, test, config, tmp_path / "stopped")
+    assert (again.samples_seen, again.accuracy, again.loss) == (101, whole.accuracy, whole.loss)
+    ours, theirs = tensors_of(tmp_path / "stopped"), tensors_of(tmp_path / "whole")
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_test_set_that_changes_the_model_makes_another_training(tmp_path):
+    blocks = samples_of("lm")[0]
+    longer = Blocks(Ragged(np.arange(15, dtype=np.int32), np.array([0, 15])))
+    fit(blocks, WEIGHTS, None, config_of("lm", epochs=1), tmp_path)
+    with pytest.raises(OutputError, match="another training"):
+        fit(blocks, WEIGHTS, longer, config_of("lm", epochs=1), tmp_path)
+
+
+def test_classes_keep_their_names_where_a_test_has_more_or_a_subset_fewer(tmp_path):
+    samples = samples_of("image")[0]
+    named = Images(samples.pixels, samples.labels, ("a", "b", "c"))
+    more = Images(samples.pixels[:4], np.array([0, 1, 2, 3]), ("a", "b", "c", "d"))
+    fewer = named.take(np.flatnonzero(named.labels < 2))
+    for i, (training, test) in enumerate(((named, more), (fewer, None))):
+        weights = np.ones(len(training), np.float32)
+        ledger = read(fit(training, weights, test, config_of("image", epochs=1), tmp_path / str(i)).ledger)
+        assert set(ledger["elr_class"].to_pylist()) <= {"a", "b", "c", "d"}
+    with pytest.raises(DataError, match="must begin alike"):
+        fit(named, WEIGHTS, Images(samples.pixels, samples.labels, ("c", "b", "a")), config_of("image"))
+
+
+def test_moments_of_images_are_numpys():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 3, 7, 5), np.uint8)
+    mean, std = Images(pixels, np.zeros(50, np.int64))._moments()
+    np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)) / 255)
+    np.testing.assert_allclose(std, pixels.std((0, 2, 3)) / 255)
+
+
+def test_a_record_leads_to_no_other_folder(tmp_path):
+    samples = samples_of("image")[0]
+    fit(samples, WEIGHTS, None, config_of("image", epochs=1), tmp_path)
+
+    def again():
+        fit(samples, WEIGHTS, None, config_of("image", epochs=1), tmp_path)
+
+    for name, load in (("ledger.json", lambda: find_ledger(tmp_path)), ("checkpoint.json", again)):
+        record = tmp_path / name
+        body = json.loads(record.read_bytes())["body"]
+        part = body["file"] if "file" in body else body["tensors"]
+        part["sha256"] = "../../../../dev/zero".ljust(64, "0")
+        record.write_bytes(canonical_json({"body": body, "sha256": digest(body)}))
+        with pytest.raises(DamagedManifestError, match="is no sha256"):
+            load()
+
+
+def test_the_recipes_own_pruning_wins_over_the_schedules():
+    schedule = {"num_group": 3, "window_scale": 0.5, "prune_ratio": 0.0, "delta": 0.8, "rule": "code"}
+    for given, expected in ((None, 0.0), (0.3, 0.3)):
+        section = {"model": "text", "sampler": "seta", "prune_ratio": given, "epochs": 4, "lr": None}
+        config = planned(SimpleNamespace(record={"recipe": {"train": section}, "schedule": schedule}))
+        assert (config.prune_ratio, config.num_group, config.delta, config.rule) == (expected, 3, 0.8, "code")
+    assert planned(SimpleNamespace(record={"recipe": {}, "schedule": None})).epochs == 12
 
 
 def test_training_leaves_the_global_generators_alone():
@@ -280,6 +372,8 @@ def test_a_damaged_ledger_is_refused(alone, tmp_path):
         (lambda: Blocks(Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))), "0 blocks"),
         (lambda: Blocks(Ragged(np.array([1], np.int32), np.array([0, 1, 1]))), "shortest of 0"),
         (lambda: Blocks(Ragged(np.array([-1], np.int32), np.array([0, 1]))), "least token -1"),
+        (lambda: Blocks(Ragged(np.array([2**31 - 1], np.int32), np.array([0, 1]))), "largest token is 2147483647"),
+        (lambda: Blocks(Ragged(np.zeros(9000, np.int32), np.array([0, 9000]))), "longest block has 9000"),
     ],
 )
 def test_samples_refuse(make, error):
@@ -338,12 +432,31 @@ def test_packing_loses_nothing(corpus, tmp_path):
     assert documents == [text for text in texts if text is not None]
     there = [i for i, text in enumerate(texts) if text is not None]
     assert all(there[number] == document for document, number in places)
+    assert packed.documents == 59
     again = tamis.training.pack(path, tmp_path / "again", text="body", block=16, vocabulary=400)
     assert again.path.read_bytes() == packed.path.read_bytes()
     other = tamis.training.pack(path, tmp_path / "other", text="body", block=5, tokenizer=packed.tokenizer)
     assert other.tokens == packed.tokens == sum(map(len, lists))
     with pytest.raises(OutputError, match="there already"):
         tamis.training.pack(path, tmp_path / "out", text="body")
+
+
+def test_packing_with_a_tokenizer_that_cuts_and_texts_that_hold_an_end_mark(tmp_path):
+    from tokenizers import Tokenizer
+
+    texts = ["one two three " * 40, "a <|endoftext|> b", "c"]
+    path = tmp_path / "texts.parquet"
+    pa.parquet.write_table(pa.table({"text": texts}), path)
+    first = tamis.training.pack(path, tmp_path / "first", block=8, vocabulary=300)
+    cutting = Tokenizer.from_file(str(first.tokenizer))
+    cutting.enable_truncation(5)
+    cutting.enable_padding(length=50)
+    cutting.save(str(tmp_path / "cutting.json"))
+    second = tamis.training.pack(path, tmp_path / "second", block=8, tokenizer=tmp_path / "cutting.json")
+    assert pa.parquet.read_table(second.path).equals(pa.parquet.read_table(first.path))
+    assert first.documents == second.documents == 3
+    flat = pa.parquet.read_table(first.path)["tokens"].combine_chunks().flatten().to_pylist()
+    assert flat.count(cutting.token_to_id("<|endoftext|>")) == 3
 
 
 def test_packing_refuses(corpus, tmp_path):
@@ -409,3 +522,26 @@ def test_an_image_model_trains_on_selected_images(tmp_path):
         tmp_path / "run", out=tmp_path / "again", dataset=moved, trust_rows=True, config=TrainConfig(epochs=1)
     )
     assert trusted.samples_seen == 30
+
+
+def test_the_command_line_under_torchrun(tmp_path):
+    """`torchrun -m tamis train`: two processes, exit codes 0, one of them speaks."""
+    texts = [f"{'good' if i % 2 else 'bad'} word{i % 7}" for i in range(64)]
+    labels = [str(i % 2) for i in range(64)]
+    pa.parquet.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "data.parquet")
+    recipe = {
+        "name": "two",
+        "dataset": {"path": str(tmp_path / "data.parquet"), "text": "text", "label": "label"},
+        "stages": [{"kind": "select", "method": "random", "budget": 0.5}],
+        "train": {"epochs": 2, "batch_size": 8},
+    }
+    tamis.run(recipe, tmp_path / "run", executor="sync")
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+               "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1",
+               "-m", "tamis", "train", str(tmp_path / "run"), "--json", "--out", str(tmp_path / "out")]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["samples_seen"] > 32
+    assert find_ledger(tmp_path / "out") == Path(facts["ledger"])

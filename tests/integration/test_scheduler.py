@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from concurrent.futures import ThreadPoolExecutor
 
 import dask
 import pytest
@@ -125,42 +125,36 @@ def test_no_workers(small_recipe, tmp_path):
         tamis.run(small_recipe, tmp_path, scheduler=cluster.scheduler_address)
 
 
-def test_workers_that_see_another_folder_or_have_other_versions(cluster, small_recipe, tmp_path, monkeypatch):
-    real = remote._what_is_there
+def test_workers_that_do_not_see_the_folder(cluster, small_recipe, tmp_path, monkeypatch):
+    # The client's mark goes where no worker looks.
+    monkeypatch.setattr(remote, "write_atomic", lambda *_: None)
+    with pytest.raises(OutputError, match=r"does not see .*work \(No such file or directory\)"):
+        tamis.run(small_recipe, tmp_path, scheduler=cluster.scheduler_address)
+
+
+def test_workers_with_other_versions(cluster, small_recipe, tmp_path, monkeypatch):
+    real = remote.versions_here()
     with monkeypatch.context() as patch:
-        patch.setattr(remote, "_what_is_there", sees_nothing)
-        with pytest.raises(OutputError, match=r"does not see .*work"):
+        patch.setattr(remote, "versions_here", lambda: real | {"numpy": "0.1"})
+        with pytest.raises(WorkerError, match=r"has numpy .* \(here 0\.1\); the versions must be equal, as results"):
             tamis.run(small_recipe, tmp_path / "a", scheduler=cluster.scheduler_address)
-    calls = []
-
-    def other(mark):
-        calls.append(mark)
-        seen, versions = real(mark)
-        return seen, versions | {"numpy": "0.1"}
-
-    # The client's own versions are the ones that are made up.
-    with monkeypatch.context() as patch:
-        patch.setattr(remote, "_check_workers", lambda *args: check_with(other, real, *args))
-        with pytest.raises(WorkerError, match=r"has numpy .* \(here 0.1\); the versions must be equal"):
+        # A worker that comes later is checked with its first task.
+        patch.setattr(remote, "_check_workers", lambda *_: None)
+        with pytest.raises(WorkerError, match=r"a worker on .* has numpy .* \(here 0\.1\)"):
             tamis.run(small_recipe, tmp_path / "b", scheduler=cluster.scheduler_address)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def sees_nothing(mark):
-    return None, {"python": ""}
+def test_two_runs_at_once_on_one_scheduler(cluster, small_recipe, tmp_path, manifest_bytes, expected):
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(tamis.run, small_recipe, tmp_path / name, scheduler=cluster.scheduler_address)
+            for name in ("a", "b")
+        ]
+        for run in runs:
+            run.result(timeout=120)
+    assert manifest_bytes(tmp_path / "a") == manifest_bytes(tmp_path / "b") == expected
 
-
-def check_with(ours, theirs, client, *args):
-    found = client.run(theirs, str(args[1]))
-    original = remote._what_is_there
-    remote._what_is_there = ours
-    try:
-        CHECK(SimpleNamespace(run=lambda *_: found), *args)
-    finally:
-        remote._what_is_there = original
-
-
-CHECK = remote._check_workers
 
 SCHEDULER = """
 import sys, time

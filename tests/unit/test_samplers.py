@@ -399,3 +399,10 @@ def test_torchs_loader_is_left_as_it_is():
         "assert before == (dict(vars(d.DataLoader)), dict(vars(d.Sampler)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_schedule_that_gives_no_temperature_is_refused_at_its_step():
+    sampler = SeTaSampler(8, epochs=2, strategy="linupper", r=lambda step: 1.0 - step)
+    sampler.step(torch.arange(4), torch.ones(4))
+    with pytest.raises(RecipeError, match=r"r is 0\.0 at step 1"):
+        sampler.step(torch.arange(4, 8), torch.ones(4))
