@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ import pyarrow.compute as pc
 
 from tamis.errors import TamisError
 from tamis.manifests.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 BATCH_ROWS = 65_536
 
@@ -121,6 +124,24 @@ def ipc_bytes(table: pa.Table) -> bytes:
         writer.write_table(canonical)
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """A record: the canonical JSON of a body and its sha256."""
+    return canonical_json({"body": body, "sha256": digest(body)})
+
+
+def unsealed(raw: bytes) -> dict[str, Any]:
+    """The body of a record that `sealed` made.
+
+    Raises:
+        ValueError: The bytes are not what was written.
+    """
+    record = json.loads(raw)
+    if not isinstance(record, dict) or record.keys() != {"body", "sha256"} or sealed(record["body"]) != raw:
+        raise ValueError("its sha256 does not match")
+    body: dict[str, Any] = record["body"]
+    return body
 
 
 def write_ipc(table: pa.Table, path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tamis.errors import DamagedManifestError, OutputError, TamisError
 from tamis.manifests.atomic import content_name, crash_point, write_atomic, write_once
-from tamis.manifests.canonical import canonical_json, canonical_table, digest, ipc_bytes
+from tamis.manifests.canonical import canonical_table, digest, ipc_bytes, sealed
 from tamis.manifests.reader import read_record, read_tables, record_path, versions
 from tamis.manifests.schema import (
     AUDIT,
@@ -99,7 +99,7 @@ def commit(
     if found and _subset_of(folder, found[-1]) == body["subset_id"]:
         return record_path(folder, found[-1])
     path = record_path(folder, found[-1] + 1 if found else 1)
-    write_once(path, canonical_json({"body": body, "sha256": digest(body)}))
+    write_once(path, sealed(body))
     crash_point("commit:linked")
     return path
 

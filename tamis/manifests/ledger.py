@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import DamagedManifestError
 from tamis.manifests.atomic import hashed_name, write_atomic
-from tamis.manifests.canonical import canonical_json, digest, ipc_bytes
+from tamis.manifests.canonical import ipc_bytes, sealed, unsealed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +43,7 @@ def commit_ledger(folder: Path, table: pa.Table, facts: dict[str, Any]) -> Path:
         "columns": table.column_names,
         **facts,
     }
-    write_atomic(folder / RECORD, canonical_json({"body": body, "sha256": digest(body)}))
+    write_atomic(folder / RECORD, sealed(body))
     for old in folder.glob("ledger.*.arrow"):
         if old != path:
             old.unlink(missing_ok=True)
@@ -62,11 +61,7 @@ def find_ledger(folder: Path) -> Path:
     """
     record = folder / RECORD
     try:
-        raw = record.read_bytes()
-        found = json.loads(raw)
-        body = found["body"]
-        if found["sha256"] != digest(body) or raw != canonical_json(found):
-            raise ValueError("its sha256 does not match")
+        body = unsealed(record.read_bytes())
         if body["version"] != _VERSION:
             raise ValueError(f"it is of version {body['version']}; this version reads {_VERSION}")
         path = folder / hashed_name("ledger", body["file"]["sha256"], "arrow")

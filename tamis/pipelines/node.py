@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from tamis.errors import DataError, TamisError, WorkerError
 from tamis.manifests.atomic import crash_point, write_atomic
-from tamis.manifests.canonical import canonical_json, digest
+from tamis.manifests.canonical import digest, sealed
 from tamis.pipelines.resources import one_thread, peak_memory, reset_peak_memory
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def run_node(node: Node, work: str, *_finished: object) -> Artifact:
     seconds = round(time.perf_counter() - start, 4)
     artifact = Artifact(node.key, node.task, node.name, file, sha256, size, rows, output.facts, seconds, peak_memory())
     body = asdict(artifact)
-    write_atomic(record_path(folder, node.task, node.key), canonical_json({"body": body, "sha256": digest(body)}))
+    write_atomic(record_path(folder, node.task, node.key), sealed(body))
     crash_point(f"{node.task}:recorded")
     return artifact
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tamis.errors import DamagedManifestError, DatasetMismatchError, OutputError, RecipeError, WorkerError
 from tamis.manifests.atomic import sweep, write_atomic
-from tamis.manifests.canonical import canonical_json, digest
+from tamis.manifests.canonical import digest, sealed
 from tamis.manifests.reader import Manifest, open_manifest, versions
 from tamis.manifests.reader import record_path as manifest_record_path
 from tamis.pipelines.lock import locked
@@ -363,4 +363,4 @@ def _remember_scans(folder: Path, known: Mapping[str, Any], sources: tuple[Sourc
     fresh = {**known, **{source.sha256: (source.rows, list(source.columns)) for source in sources}}
     if fresh.keys() != known.keys() and (folder / "work").is_dir():
         body = {sha256: [rows, list(columns)] for sha256, (rows, columns) in fresh.items()}
-        write_atomic(folder / "work" / "scans.json", canonical_json({"body": body, "sha256": digest(body)}))
+        write_atomic(folder / "work" / "scans.json", sealed(body))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 
 from tamis.errors import DamagedManifestError, OutputError
 from tamis.manifests.atomic import hashed_name, write_atomic
-from tamis.manifests.canonical import canonical_json, digest
+from tamis.manifests.canonical import sealed, unsealed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,11 +40,7 @@ def load(folder: Path, key: str) -> tuple[dict[str, Any], dict[str, torch.Tensor
     if not path.exists():
         return None
     try:
-        raw = path.read_bytes()
-        record = json.loads(raw)
-        body = record["body"]
-        if record["sha256"] != digest(body) or raw != canonical_json(record):
-            raise ValueError("its sha256 does not match")
+        body = unsealed(path.read_bytes())
         if body["key"] != key or body["version"] != _VERSION:
             raise OutputError(
                 f"{path} is the checkpoint of another training (other data, options or version); "
@@ -78,7 +73,7 @@ def save(folder: Path, key: str, counters: dict[str, Any], tensors: dict[str, to
         "counters": counters,
         "tensors": {"path": name, "sha256": sha256},
     }
-    write_atomic(folder / RECORD, canonical_json({"body": body, "sha256": digest(body)}))
+    write_atomic(folder / RECORD, sealed(body))
     for old in folder.glob("checkpoint.*.safetensors"):
         if old.name != name:
             old.unlink(missing_ok=True)

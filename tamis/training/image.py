@@ -74,7 +74,7 @@ class Images:
                 f"the test images are of shape {test.pixels.shape[1:]}, those to train on of {self.pixels.shape[1:]}; "
                 "they must be equal: give an image_size"
             )
-        classes = count_classes(self.labels, *([] if test is None else [test.labels]))
+        classes = count_classes(self, test)
         mean, std = self._moments()
         with seeded(config.seed):
             model = SmallCNN(classes, mean, np.maximum(std, 1e-3))

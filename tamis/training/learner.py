@@ -189,9 +189,10 @@ def check_labels(n: int, labels: NDArray[np.int64], what: str) -> None:
         raise DataError(f"labels must be int64 from 0, got {labels.dtype} from {labels.min()}")
 
 
-def count_classes(*labels: NDArray[np.int64]) -> int:
-    """How many classes labels from 0 need."""
-    return 1 + max(int(part.max(initial=0)) for part in labels)
+def count_classes(samples: Samples, test: Samples | None) -> int:
+    """How many classes a model of both tells apart; 0 where samples have no labels."""
+    parts = [part.labels for part in (samples, test) if part is not None and part.labels is not None]
+    return 1 + max((int(labels.max()) for labels in parts), default=-1)
 
 
 def digest_of(*arrays: NDArray[np.generic]) -> str:

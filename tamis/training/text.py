@@ -86,7 +86,7 @@ class Texts:
 
     def learner(self, test: Texts | None, config: TrainConfig, device: torch.device, ranks: Ranks) -> TextLearner:
         """See `tamis.training.learner.Samples`."""
-        classes = count_classes(self.labels, *([] if test is None else [test.labels]))
+        classes = count_classes(self, test)
         model = TextClassifier(classes, torch.Generator().manual_seed(config.seed))
         return TextLearner(model, np.unique(self.features.values), config.weight_decay, device, ranks)
 

@@ -27,7 +27,7 @@ from tamis.manifests.reader import open_manifest
 from tamis.pipelines.lock import locked
 from tamis.selectors import dynamic
 from tamis.training import checkpoint
-from tamis.training.learner import Learner, Samples, digest_of
+from tamis.training.learner import Learner, Samples, count_classes, digest_of
 from tamis.training.ledger import Ledger
 from tamis.training.ranks import Ranks, join, process_group, resolve
 from tamis.training.rows import read_test, read_training
@@ -321,7 +321,7 @@ class _State:
             warmup_steps=config.warmup_steps,
             importance=sample_weights,
         )
-        self.ledger = Ledger(len(samples), _classes(samples, test))
+        self.ledger = Ledger(len(samples), count_classes(samples, test))
         self.samples_seen = 0
         self.seconds = 0.0
         self.done = False
@@ -543,12 +543,6 @@ def _key(
         "ids": list(ids),
     }
     return digest({"config": options, **content})
-
-
-def _classes(samples: Samples, test: Samples | None) -> int:
-    """How many classes the model tells apart; 0 where samples have no labels."""
-    parts = [part.labels for part in (samples, test) if part is not None and part.labels is not None]
-    return 1 + max((int(labels.max()) for labels in parts), default=-1)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,6 +1,9 @@
 """Small datasets of which it is known what must become of each row, and the command line in this process."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -80,3 +83,51 @@ def cli():
         return result
 
     return run
+
+
+@pytest.fixture
+def one_thread():
+    """The models are so small that several threads take longer."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Accelerate keeps its state in the class, for the whole process."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def run(tmp_path, request):
+    """Run the test's own file as so many processes, over loopback; give what each of them has at the end.
+
+    The file may have an ENVIRONMENT, variables besides those of the ranks.
+    """
+    import torch
+
+    def train(size, name, **options):
+        processes = []
+        for rank in range(size):
+            out = str(tmp_path / f"{name}{rank}.pt")
+            environment = {
+                **os.environ, "WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
+                "MASTER_ADDR": "127.0.0.1", **getattr(request.module, "ENVIRONMENT", {}),
+            }  # fmt: skip
+            given = {"store": str(tmp_path / f"{name}.store"), "out": out, "folder": str(tmp_path), **options}
+            command = [sys.executable, str(request.path), json.dumps(given)]
+            processes.append((subprocess.Popen(command, env=environment, stderr=subprocess.PIPE), out))
+        for process, _ in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors.decode()
+        return [torch.load(out, weights_only=False) for _, out in processes]
+
+    return train

@@ -2,22 +2,20 @@
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.utils.data import BatchSampler, DataLoader
 
 from tamis.errors import RecipeError
 from tamis.integrations.accelerate import prepare_loader
 from tamis.training import InfoBatchSampler, SeTaSampler, WithIndex
 
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_accelerator")
 N, D, CLASSES, EPOCHS = 53, 5, 3, 4
 
 
@@ -98,22 +96,6 @@ def assert_same(one, other, tolerance=0.0):
         np.testing.assert_allclose(other["scores"][name], value, rtol=1e-6 if tolerance else 0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are so small that several threads take longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its state in the class, for the whole process."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
 @pytest.mark.parametrize("sampler", ["seta", "infobatch"])
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_trains_to_the_weights_of_a_plain_loop(tmp_path, sampler, accumulation):
@@ -146,31 +128,6 @@ def test_epochs_are_as_long_as_their_plans(tmp_path):
     found = with_accelerate(tmp_path, "infobatch")
     assert sum(found["lengths"]) == len(found["batches"])
     assert min(found["lengths"]) < max(found["lengths"]) == -(-N // 8)
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Train with so many processes, over loopback; give what each of them has at the end."""
-
-    def train(size, name, **options):
-        store = tmp_path / f"{name}.store"
-        processes = []
-        for rank in range(size):
-            out = str(tmp_path / f"{name}{rank}.pt")
-            environment = {
-                **os.environ, "WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-                "MASTER_ADDR": "127.0.0.1",
-            }  # fmt: skip
-            given = json.dumps({"store": str(store), "out": out, "folder": str(tmp_path), **options})
-            command = [sys.executable, str(Path(__file__)), given]
-            processes.append((subprocess.Popen(command, env=environment, stderr=subprocess.PIPE), out))
-        for process, _ in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors.decode()
-        return [torch.load(out, weights_only=False) for _, out in processes]
-
-    return train
 
 
 def test_two_processes_train_to_the_weights_of_one(run):

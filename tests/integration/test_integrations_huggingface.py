@@ -2,18 +2,15 @@
 
 import json
 import os
-import subprocess
 import sys
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -21,6 +18,7 @@ from tamis.errors import DataError, RecipeError
 from tamis.integrations.huggingface import STATE, SamplerTrainer, causal_lm_losses
 from tamis.training import InfoBatchSampler, SeTaSampler
 
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_accelerator")
 N, D, CLASSES, EPOCHS, BATCH = 53, 5, 3, 4, 8
 VOCABULARY, TOKENS = 11, 6
 
@@ -170,22 +168,6 @@ def outcome(trainer):
 
 def lengths_of(trainer):
     return [sum(epoch == e for e, _ in trainer.batches) for epoch in range(EPOCHS)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are so small that several threads take longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its state in the class, for the whole process."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 @pytest.mark.parametrize("kind", ["fixed", "seta", "infobatch"])
@@ -344,30 +326,6 @@ def test_evaluates_as_without_the_sampler(tmp_path):
     expected = Trainer(**options, eval_dataset=make_data()).evaluate()
     ours = SamplerTrainer(**options, train_dataset=make_data(), eval_dataset=make_data(), sampler=make_sampler("seta"))
     assert ours.evaluate()["eval_loss"] == expected["eval_loss"]
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Train with so many processes, over loopback; give what each of them has at the end."""
-
-    def train(size, name, **options):
-        processes = []
-        for rank in range(size):
-            out = str(tmp_path / f"{name}{rank}.pt")
-            environment = {
-                **os.environ, "WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-                "MASTER_ADDR": "127.0.0.1",
-            }  # fmt: skip
-            given = {"store": str(tmp_path / f"{name}.store"), "out": out, "folder": str(tmp_path), **options}
-            command = [sys.executable, str(Path(__file__)), json.dumps(given)]
-            processes.append((subprocess.Popen(command, env=environment, stderr=subprocess.PIPE), out))
-        for process, _ in processes:
-            _, errors = process.communicate(timeout=180)
-            assert process.returncode == 0, errors.decode()
-        return [torch.load(out, weights_only=False) for _, out in processes]
-
-    return train
 
 
 def test_two_processes_train_to_the_weights_of_one_and_one_continues(run, tmp_path):

@@ -3,10 +3,8 @@
 import json
 import logging
 import os
-import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +18,12 @@ from tamis.errors import RecipeError
 from tamis.integrations.lightning import SamplerCallback
 from tamis.training import InfoBatchSampler, SeTaSampler, WithIndex
 
+# What torchrun sets besides the ranks.
+ENVIRONMENT = {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "MASTER_PORT": "1"}
 N, D, CLASSES, EPOCHS, BATCH = 37, 5, 3, 4, 4
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     # Lightning advises on speed, on what it cannot know of our sampler, and on resuming without saving again.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
@@ -137,15 +138,6 @@ def assert_same(expected, net, sampler, tolerance=0.0):
         np.testing.assert_allclose(sampler.scores.state_dict()[name], value, rtol=1e-6 if tolerance else 0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are so small that several threads take longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("kind", ["fixed", "seta", "infobatch"])
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_trains_to_the_weights_of_a_plain_loop(tmp_path, kind, accumulation):
@@ -200,30 +192,6 @@ def test_resumes_with_workers(tmp_path, kind):
         resumed = fit(tmp_path / "rest", kind, 2, tmp_path / "whole" / f"step={done}.ckpt", reload=reload)
         assert resumed.batches == whole.batches[done:]
         assert_same((whole.net, whole.sampler, None), resumed.net, resumed.sampler)
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Train with so many processes, over loopback; give what each of them has at the end."""
-
-    def train(size, name, **options):
-        processes = []
-        for rank in range(size):
-            out = str(tmp_path / f"{name}{rank}.pt")
-            environment = {
-                **os.environ, "WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(size), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
-                "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
-            }  # fmt: skip
-            given = {"store": str(tmp_path / f"{name}.store"), "out": out, "folder": str(tmp_path), **options}
-            command = [sys.executable, str(Path(__file__)), json.dumps(given)]
-            processes.append((subprocess.Popen(command, env=environment, stderr=subprocess.PIPE), out))
-        for process, _ in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors.decode()
-        return [torch.load(out, weights_only=False) for _, out in processes]
-
-    return train
 
 
 def test_two_processes_train_to_the_weights_of_one(run):

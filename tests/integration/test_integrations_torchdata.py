@@ -13,8 +13,11 @@ from tamis.errors import RecipeError
 from tamis.integrations.torchdata import SamplerDataLoader
 from tamis.training import InfoBatchSampler, SeTaSampler, WithIndex
 
-# torchdata 0.11 calls a function that torch 2.13 no longer wants called.
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # torchdata 0.11 calls a function that torch 2.13 no longer wants called.
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+]
 
 N, D, CLASSES, EPOCHS, BATCH = 37, 5, 3, 4, 4
 
@@ -86,15 +89,6 @@ def assert_same(one, other):
     assert one.sampler.state_dict() == other.sampler.state_dict()
     for name, value in one.sampler.scores.state_dict().items():
         np.testing.assert_array_equal(other.sampler.scores.state_dict()[name], value)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are so small that several threads take longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("sampler", ["seta", "infobatch"])
