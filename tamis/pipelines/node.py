@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import json
 import time
+from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,21 +144,27 @@ class Inputs:
         """
         path = Path(self.work) / str(artifact.file)
         try:
+            stat = path.stat()
+            seen = (str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if seen in _OPENED:
+                _OPENED.move_to_end(seen)
+                return _OPENED[seen]
             source = pa.memory_map(str(path))
         except OSError as error:
             raise DamagedArtifactError(artifact.reference, f"it cannot be opened: {error}") from error
-        stat = path.stat()
-        seen = (str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if seen not in _VERIFIED:
-            # A bit flip in Arrow IPC reads back silently: hash first, then use.
-            if hashlib.sha256(source.read_buffer()).hexdigest() != artifact.sha256:
-                raise DamagedArtifactError(artifact.reference, "its sha256 is not the recorded one")
-            _VERIFIED.add(seen)
-            source.seek(0)
-        return pa.ipc.open_file(source).read_all()
+        # A bit flip in Arrow IPC reads back silently: hash first, then use.
+        if hashlib.sha256(source.read_buffer()).hexdigest() != artifact.sha256:
+            raise DamagedArtifactError(artifact.reference, "its sha256 is not the recorded one")
+        source.seek(0)
+        _OPENED[seen] = pa.ipc.open_file(source).read_all()
+        while len(_OPENED) > _MOST_OPENED:
+            _OPENED.popitem(last=False)
+        return _OPENED[seen]
 
 
-_VERIFIED: set[tuple[str, int, int, int]] = set()
+# Mapped, not read: an open file takes addresses and no memory of its own. The least recently used goes first.
+_OPENED: OrderedDict[tuple[str, int, int, int], pa.Table] = OrderedDict()
+_MOST_OPENED = 4096
 
 
 def make_node(

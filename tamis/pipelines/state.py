@@ -99,17 +99,18 @@ def vectors(inputs: Inputs, rows: Rows) -> npt.NDArray[np.float32]:
     """
     blocks = inputs.all("embeddings")
     starts = np.concatenate([[0], np.cumsum([block.facts["block_rows"] for block in blocks])])
-    owner = np.searchsorted(starts, rows, side="right") - 1
+    by_row = np.argsort(rows, kind="stable")
+    ordered = rows[by_row]
+    bounds = np.searchsorted(ordered, starts)
     out: npt.NDArray[np.float32] | None = None
-    for b in np.unique(owner):
-        table = inputs.open(blocks[b]).combine_chunks()
-        local = table["row"].to_numpy()
-        flat = table["vector"].combine_chunks()
-        matrix = flat.flatten().to_numpy(zero_copy_only=False).reshape(len(local), -1)
-        mine = np.flatnonzero(owner == b)
+    for b in np.flatnonzero(np.diff(bounds)):
+        table = inputs.open(blocks[b])
+        matrix = matrix_of(table)
         if out is None:
             out = np.empty((len(rows), matrix.shape[1]), np.float32)
-        out[mine] = matrix[np.searchsorted(local, rows[mine] - starts[b])]
+        mine = slice(bounds[b], bounds[b + 1])
+        at = np.searchsorted(table["row"].to_numpy(), ordered[mine] - starts[b])
+        out[by_row[mine]] = matrix[at]
     return np.empty((0, 1), np.float32) if out is None else out
 
 
