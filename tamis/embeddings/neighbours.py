@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,9 +85,8 @@ def make_cells(
         The cells; some may be empty.
     """
     n = len(X_unit)
-    wanted = min(n, round(_CELLS_PER_ROOT * math.sqrt(n)) if cells is None else cells)
-    sample = to_grid(X_unit[evenly_spaced(n, _SAMPLE_PER_CELL * wanted)])
-    centroids = fit_on_grid(sample, wanted, iterations=_ITERATIONS, threads=threads, device=device)
+    wanted = cell_count(n) if cells is None else cells
+    centroids = fit_cells(X_unit[cell_sample(n, wanted)], wanted, threads=threads, device=device)
     near = np.empty((n, min(probes, len(centroids))), np.int32)
 
     def probe(start: int) -> None:  # the grid itself is only kept in the order of the cells
@@ -107,11 +106,43 @@ def make_cells(
     return Cells(centroids, order, begin, grid, cosine_scale(grid), near[order])
 
 
+def cell_count(n: int) -> int:
+    """How many cells n rows are put into: 4 sqrt(n), at most n."""
+    return min(n, round(_CELLS_PER_ROOT * math.sqrt(n)))
+
+
+def cell_sample(n: int, cells: int) -> Int64:
+    """The positions of the rows that so many cells are fitted on, int64[m], evenly spaced."""
+    return evenly_spaced(n, _SAMPLE_PER_CELL * cells)
+
+
+def fit_cells(sample_unit: Float32, cells: int, *, threads: int = 1, device: str | None = None) -> Int16:
+    """Fit the centroids of cells; near ones get near numbers, so that consecutive cells probe much the same ones.
+
+    Args:
+        sample_unit: float32[m, d], rows of length 1, of `cell_sample`.
+        cells: How many; at most m.
+        threads: Threads to use.
+        device: A torch device for the products; None for numpy.
+
+    Returns:
+        int16[c, d], on the grid.
+    """
+    how: dict[str, Any] = {"iterations": _ITERATIONS, "threads": threads, "device": device}
+    centroids = fit_on_grid(to_grid(sample_unit), cells, **how)
+    regions = fit_on_grid(centroids, round(math.sqrt(len(centroids))), **how)
+    region = nearest_on_grid(centroids, regions, 1, threads, device)[:, 0]
+    in_order: Int16 = centroids[np.argsort(region, kind="stable")]
+    return in_order
+
+
 def nearest_neighbours(
     cells: Cells,
     k: int,
     *,
     candidates: npt.NDArray[np.bool_] | None = None,
+    asking: slice | None = None,
+    enough: int | None = None,
     threads: int = 1,
     device: str | None = None,
 ) -> tuple[Int32, UInt16]:
@@ -121,6 +152,10 @@ def nearest_neighbours(
         cells: The rows.
         k: How many to find, at least 1.
         candidates: bool[n], in the rows' own order; None for all.
+        asking: The positions in `cells.order` of the only rows that ask, for a result in that order; None for all
+            rows, in their own order. The others' probes must be -1.
+        enough: A row that has seen so many rows looks into no other cell; None for as many as its probes have on
+            average.
         threads: Threads to use.
         device: A torch device for the products; None for numpy.
 
@@ -131,10 +166,10 @@ def nearest_neighbours(
     from tamis.embeddings import _neighbours
 
     n, size, width = len(cells.order), np.diff(cells.start), cells.probes.shape[1]
-    enough = width * n // len(size)
+    most = width * n // len(size) if enough is None else enough
 
     def inverted(first: int, last: int) -> tuple[Int64, Int32]:
-        lists: tuple[Int64, Int32] = _neighbours.invert_probes(cells.probes, size, enough, first, last)
+        lists: tuple[Int64, Int32] = _neighbours.invert_probes(cells.probes, size, most, first, last)
         return lists
 
     def members(cell: int) -> Int64:
@@ -145,9 +180,10 @@ def nearest_neighbours(
         from tamis.embeddings.on_device import search as search_on_device
 
         found = search_on_device(cells.grid, cells.scale, members, *inverted(0, width), k, device)
-        return _read(found, cells.order, threads)
+        return _read(found, cells.order, asking, threads)
     shares = [n * t // threads for t in range(threads + 1)]
-    found = np.zeros((n, k), np.int64)
+    first = 0 if asking is None else asking.start
+    found = np.zeros((n if asking is None else asking.stop - first, k), np.int64)
 
     def search(share: int, probing: Int64, queries: Int32) -> None:
         """All cells against one share of the rows, so that no two threads change one row's list."""
@@ -161,25 +197,29 @@ def nearest_neighbours(
             for start in range(0, len(asking), _BLOCK_ROWS):
                 rows = asking[start : start + _BLOCK_ROWS]
                 tile = cells.grid[rows].astype(np.float32) @ columns
-                _neighbours.keep_nearest(tile, cells.scale[rows], scale, rows, places, found)
+                _neighbours.keep_nearest(tile, cells.scale[rows], scale, rows - first, places, found)
 
     # Its own cell first: after that, few of the others' rows are near enough to be put into a row's list.
     for some in (inverted(0, 1), inverted(1, width)):
         each(threads, functools.partial(search, probing=some[0], queries=some[1]), range(threads))
-    return _read(found, cells.order, threads)
+    return _read(found, cells.order, asking, threads)
 
 
-def _read(found: Int64, order: Int64, threads: int) -> tuple[Int32, UInt16]:
+def _read(found: Int64, order: Int64, asking: slice | None, threads: int) -> tuple[Int32, UInt16]:
     """Read the lists of `_neighbours.keep_nearest`, which are in the order of the cells."""
     from tamis.embeddings import _neighbours
+
+    if asking is not None and len(found) == len(order):
+        found = found[asking]
+    target = order if asking is None else np.arange(len(found))
 
     neighbours, similarity = np.empty(found.shape, np.int32), np.empty(found.shape, np.uint16)
 
     def read(start: int) -> None:
         rows = slice(start, start + _SLAB_ROWS)
-        _neighbours.read_nearest(np.sort(found[rows], axis=1), order, order[rows], neighbours, similarity)
+        _neighbours.read_nearest(np.sort(found[rows], axis=1), order, target[rows], neighbours, similarity)
 
-    each(threads, read, range(0, len(order), _SLAB_ROWS))
+    each(threads, read, range(0, len(found), _SLAB_ROWS))
     return neighbours, similarity
 
 

@@ -125,8 +125,8 @@ def open_manifest(path: str | Path, version: int | None = None) -> Manifest:
     Files in the folder that no commit record names (an interrupted commit may leave some) are not looked at.
 
     Args:
-        path: A run folder (its `manifest` folder is taken) or a manifest folder.
-        version: Which version; the newest one if None.
+        path: A run folder (its `manifest` folder is taken), a manifest folder, or the commit record of one version.
+        version: Which version; the newest one if None, or that of the record.
 
     Returns:
         The manifest; its tables are memory-mapped.
@@ -135,9 +135,8 @@ def open_manifest(path: str | Path, version: int | None = None) -> Manifest:
         DamagedManifestError: Any byte, count or rule is not what the record says, the format is of another
             major version, or there is no such manifest. The message names the file.
     """
-    folder = Path(path)
-    if (folder / "manifest").is_dir():
-        folder = folder / "manifest"
+    folder, named = locate(path)
+    version = named if version is None else version
     found = versions(folder)
     if not found:
         raise DamagedManifestError(
@@ -150,6 +149,15 @@ def open_manifest(path: str | Path, version: int | None = None) -> Manifest:
     record = read_record(folder, number)
     select, audit = read_tables(folder, record)
     return Manifest(folder, number, record, select, audit)
+
+
+def locate(path: str | Path) -> tuple[Path, int | None]:
+    """The manifest folder that `open_manifest` would take, and the version if a commit record is named."""
+    place = Path(path)
+    named = _RECORD_NAME.fullmatch(place.name)
+    if named is not None and place.is_file():
+        return place.parent, int(named[1])
+    return (place / "manifest" if (place / "manifest").is_dir() else place), None
 
 
 def versions(folder: Path) -> list[int]:

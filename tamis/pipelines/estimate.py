@@ -28,6 +28,7 @@ _ROW_SECONDS = {
     "embed.check": 1e-6,
     "dedup.exact": 2e-6,
     "dedup.near": 1e-5,
+    "dedup.gather": 1e-6,
     "cluster.assign": 1e-5,
     "cluster.gather": 1e-6,
     "score.fold": 4e-5,
@@ -35,7 +36,10 @@ _ROW_SECONDS = {
     "score.read": 1e-5,
     "prune.loss": 1e-6,
     "prune.density": 2e-6,
-    "select.partition": 2e-5,
+    "select.cells": 2e-6,
+    "select.probe": 1e-5,
+    "select.partition": 2e-6,
+    "select.propose": 2e-6,
     "select.take": 3e-6,
     "select.list": 6e-5,
     "select.whole": 1e-4,
@@ -99,7 +103,7 @@ def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
         sample = min(rows, params["fit_rows"])
         return sample * k * dim * params["iterations"] / 8e9 + 0.05, 8 * sample * dim, 4 * k * dim
     if node.task == "dedup.pairs":
-        share, probes = rows / params["shards"], _param_of_input(plan, node, "assigned", "probes")
+        share, probes = rows / params["shards"], 4
         held = min(rows, (1 + 3 * (probes > 1)) * share)  # with visitors, a few cells' at a time
         return probes * share * 1000 * dim / 2e10 + share * 2e-5, 4e6 + 8 * held * dim, share * 20
     if node.task == "select.rank":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tamis.errors import RecipeError
+from tamis.errors import DatasetMismatchError, RecipeError
 from tamis.pipelines.node import Artifact, Json, Node, load_record, make_node
 from tamis.pipelines.stages import DROPPING, KINDS
 
@@ -52,6 +52,9 @@ class Flow:
         centroids: The centroids of the last cluster stage.
         schedule: The last schedule stage's effect, for its facts.
         selection: The last select stage's effect, for its certificate; none where rows were dropped after it.
+        before: The rows that the manifest which is continued has kept; none where none is.
+        fitting: The blocks that encoders are fitted on, and their index: all, or those of the manifest that is
+            continued, so that what was embedded then stays as it is.
     """
 
     rows: int
@@ -66,6 +69,12 @@ class Flow:
     centroids: Node | None = None
     schedule: Node | None = None
     selection: Node | None = None
+    before: Node | None = None
+    fitting: tuple[tuple[Node, ...], Node] | None = None
+
+    def with_before(self, inputs: Mapping[str, Iterable[Node]]) -> dict[str, Iterable[Node]]:
+        """A node's inputs, and the rows kept before if there are any: no stage drops those."""
+        return {**inputs, **({} if self.before is None else {"before": [self.before]})}
 
     def need_embeddings(self, stage: str) -> tuple[Node, ...]:
         """Return the embedding blocks, or say which stage is missing."""
@@ -194,7 +203,8 @@ def make_plan(
     def module(kind: str) -> Any:
         return importlib.import_module(f"tamis.pipelines.stages.{KINDS.get(kind, kind)}")
 
-    flow: Flow = stage("ingest", {}, partial(module("ingest").expand, recipe, sources, rows))
+    parent = parent_of(recipe, sources, folder, out)
+    flow: Flow = stage("ingest", {}, partial(module("ingest").expand, recipe, sources, rows, parent))
     for config in recipe.stages:
         if config.kind in DROPPING:
             flow = flow.before_dropping(config.kind)
@@ -204,9 +214,65 @@ def make_plan(
     target = stage(
         "commit",
         {},
-        partial(module("commit").expand, recipe, sources, flow, stages, limit, out, nodes),
+        partial(module("commit").expand, recipe, sources, flow, stages, limit, parent, out, nodes),
     )
     return Plan(recipe, sources, data, rows, limit, tuple(stages), nodes, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The manifest that a run continues.
+
+    Attributes:
+        folder: Where it is.
+        version: Its version there.
+        subset_id: Its identity.
+        rows: Rows of its dataset that counted.
+        sources: sha256 of its dataset's files, in order.
+    """
+
+    folder: Path
+    version: int
+    subset_id: str
+    rows: int
+    sources: tuple[str, ...]
+
+
+def parent_of(recipe: Recipe, sources: tuple[SourceFile, ...], folder: Path, out: Path) -> Parent | None:
+    """Open the manifest that the recipe continues, if it does.
+
+    Raises:
+        RecipeError: It does not say which version of the run's own, or the columns are others.
+        DatasetMismatchError: The dataset lacks files that the manifest was made of.
+        TamisError: There is none, or it is damaged.
+    """
+    given = recipe.continue_from
+    if given is None:
+        return None
+    from tamis.manifests.reader import locate, open_manifest
+
+    place, version = locate(folder / given)
+    if version is None and place.resolve() == (out / "manifest").resolve():
+        raise RecipeError(
+            f"select.continue_from is {given}, where this run commits its own: name the version to go on from, such as "
+            f"{place / 'v000001.json'}"
+        )
+    manifest = open_manifest(place, version)
+    dataset = manifest.record["dataset"]
+    if dataset["fields"] != recipe.dataset.fields:
+        raise RecipeError(
+            f"select.continue_from: that manifest was made with the columns {dataset['fields']}, the recipe names "
+            f"{recipe.dataset.fields}; the two must be equal"
+        )
+    here = {source.sha256 for source in sources}
+    gone = [source["path"] for source in dataset["sources"] if source["sha256"] not in here]
+    if gone:
+        raise DatasetMismatchError(
+            f"select.continue_from: the dataset lacks, or has changed, {len(gone)} of the files that manifest was made "
+            f"of: {', '.join(gone[:10])}; add files beside the old ones, or select anew"
+        )
+    digests = tuple(source["sha256"] for source in dataset["sources"])
+    return Parent(place, manifest.version, manifest.subset_id, dataset["rows"], digests)
 
 
 def finished(plan: Plan, work: Path) -> dict[str, Artifact]:

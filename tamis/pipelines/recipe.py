@@ -208,6 +208,7 @@ class ScoreConfig(_Frozen):
         "that a training on a part of the rows can be learned from.",
     )
     folds: int = Field(5, ge=2, le=50, description="Folds of the proxy.")
+    fit_rows: int = Field(100_000, ge=1, description="Rows that each fold's proxy is fitted on, evenly spaced.")
     c: float = Field(10.0, gt=0.0, description="Inverse regularisation strength of the proxy (scikit-learn's C).")
     min_accuracy: Literal["majority"] | float = Field(
         "majority",
@@ -219,7 +220,8 @@ class ScoreConfig(_Frozen):
         if (self.method is None) == (self.from_ is None):
             raise ValueError("give either `method: proxy` or `from: FILE`")
         _refuse_foreign(
-            self, ("folds", "c", "min_accuracy") if self.method is None else ("column", "id_column", "missing")
+            self,
+            ("folds", "fit_rows", "c", "min_accuracy") if self.method is None else ("column", "id_column", "missing"),
         )
         return self
 
@@ -300,6 +302,11 @@ class SelectConfig(_Frozen):
     trade_off: float = Field(0.5, ge=0.0, description="graph_cut: lambda, how much similarity within the subset costs.")
     ridge: float = Field(1.0, ge=1e-6, le=1e6, description="log_det: what is added to the kernel's diagonal.")
     n_clusters: Literal["auto"] | int = Field("auto", description="duqgen: clusters to draw from.")
+    continue_from: str | None = Field(
+        None,
+        description="facility_location, random: an earlier run's folder, or a manifest or version of one. What it kept "
+        "is in no stage dropped and counts in the budget; the dataset has its files and may have others.",
+    )
     queries: str | None = Field(None, description="targeted: a file of vectors that the subset should be near to.")
     eta: float = Field(1.0, gt=0.0, description="targeted: how far a row may be represented beyond its own relevance.")
     avoid: str | None = Field(None, description="conditional: a file of vectors that need no representation any more.")
@@ -311,7 +318,8 @@ class SelectConfig(_Frozen):
     def _fits_method(self) -> SelectConfig:
         known = {
             "ingenious": ("objective", "temperature", "scale_free", "blocks", "partition_rows"),
-            "facility_location": ("engine", "stop_gain", "partition_rows"),
+            "facility_location": ("engine", "stop_gain", "partition_rows", "continue_from"),
+            "random": ("continue_from",),
             "graph_cut": ("trade_off",),
             "log_det": ("ridge",),
             "targeted": ("queries", "eta"),
@@ -319,6 +327,8 @@ class SelectConfig(_Frozen):
             "duqgen": ("n_clusters", "temperature"),
         }
         own = known.get(self.method, ())
+        if self.continue_from is not None and self.method == "random" and self.per is not None:
+            raise ValueError("continue_from with method random takes no `per`; use facility_location")
         _refuse_foreign(self, tuple(sorted({name for names in known.values() for name in names} - set(own))))
         for method, name in (("targeted", "queries"), ("conditional", "avoid")):
             if self.method == method and getattr(self, name) is None:
@@ -440,6 +450,21 @@ class Recipe(_Frozen):
         if self.train.epochs is not None and planned is not None and planned != self.train.epochs:
             raise ValueError(f"schedule plans {planned} epochs and train has {self.train.epochs}; give one number")
         return self
+
+    @model_validator(mode="after")
+    def _one_parent(self) -> Recipe:
+        if len(self._parents) > 1:
+            raise ValueError(f"{len(self._parents)} select stages have continue_from; a run continues one manifest")
+        return self
+
+    @property
+    def _parents(self) -> list[str]:
+        return [stage.continue_from for stage in self.stages if isinstance(stage, SelectConfig) and stage.continue_from]
+
+    @property
+    def continue_from(self) -> str | None:
+        """The manifest that the run continues, as its select stage names it."""
+        return next(iter(self._parents), None)
 
     @property
     def _planned_epochs(self) -> int | None:

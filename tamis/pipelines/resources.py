@@ -28,9 +28,11 @@ def one_thread() -> Iterator[None]:
     """
     from threadpoolctl import threadpool_limits
 
+    from tamis.threads import one_blas_thread
+
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else None
-    with threadpool_limits(1):
+    with threadpool_limits(1), one_blas_thread():  # selectors that ask for the latter find it set already
         if torch:
             torch.set_num_threads(1)
         try:

@@ -49,8 +49,8 @@ class Run:
     seconds: float
 
     def open_manifest(self) -> Manifest:
-        """Open the manifest, verified."""
-        return open_manifest(self.folder)
+        """Open the manifest that this run committed, or found there, verified."""
+        return open_manifest(self.record)
 
 
 def run(

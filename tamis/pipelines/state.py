@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tamis.manifests.schema import Decision
 
@@ -47,8 +48,7 @@ def effect(
     decision = np.zeros(len(rows), np.int8) if decision is None else decision.astype(np.int8)
     stays = decision == KEPT
     if isinstance(reason, str):
-        texts = pa.array(np.where(stays, "", reason).tolist(), pa.string())
-        reasons = pa.compute.if_else(pa.array(stays), pa.scalar(None, pa.string()), texts)
+        reasons = pc.if_else(pa.array(stays), pa.scalar(None, pa.string()), pa.scalar(reason, pa.string()))
     else:
         reasons = pa.array(list(reason), pa.string())
     data = {
@@ -71,6 +71,24 @@ def alive_rows(inputs: Inputs, role: str = "alive") -> Rows:
     return stays
 
 
+def alive_between(inputs: Inputs, start: int, stop: int) -> Rows:
+    """The rows from `start` to the one before `stop` that the effect in role `alive` left, ascending."""
+    table = inputs.table("alive")
+    first, last = np.searchsorted(table["row"].to_numpy(), (start, stop)).tolist()
+    part = table.slice(first, last - first)
+    rows: Rows = part["row"].to_numpy()
+    stays: Rows = rows[part["decision"].to_numpy() == KEPT]
+    return stays
+
+
+def kept_before(inputs: Inputs, rows: Rows) -> npt.NDArray[np.bool_]:
+    """Which rows the manifest that is continued has kept: those in the table of role `before`, if there is one."""
+    if not inputs.all("before"):
+        return np.zeros(len(rows), np.bool_)
+    mine: npt.NDArray[np.bool_] = np.isin(rows, inputs.table("before")["row"].to_numpy())
+    return mine
+
+
 def values(inputs: Inputs, role: str, name: str, rows: Rows) -> npt.NDArray[Any]:
     """Return the values of one column of an effect for the given rows (all of them must be in it)."""
     table = inputs.table(role)
@@ -87,18 +105,19 @@ def values(inputs: Inputs, role: str, name: str, rows: Rows) -> npt.NDArray[Any]
     return picked
 
 
-def vectors(inputs: Inputs, rows: Rows) -> npt.NDArray[np.float32]:
+def vectors(inputs: Inputs, rows: Rows, start: int = 0) -> npt.NDArray[np.float32]:
     """Gather the unit vectors of rows from the embedding blocks (role `embeddings`).
 
     Args:
         inputs: With the embedding blocks in block order; each says in its facts how many dataset rows it spans.
         rows: int64[m], any order.
+        start: The dataset row that the first of the blocks begins with.
 
     Returns:
         float32[m, d], C-contiguous.
     """
     blocks = inputs.all("embeddings")
-    starts = np.concatenate([[0], np.cumsum([block.facts["block_rows"] for block in blocks])])
+    starts = start + np.concatenate([[0], np.cumsum([block.facts["block_rows"] for block in blocks])])
     by_row = np.argsort(rows, kind="stable")
     ordered = rows[by_row]
     bounds = np.searchsorted(ordered, starts)
@@ -121,9 +140,10 @@ def vector_column(matrix: npt.NDArray[np.float32]) -> pa.Array:
 
 
 def matrix_of(table: pa.Table, name: str = "vector") -> npt.NDArray[np.float32]:
-    """Read a fixed-size-list column back as float32[m, d]."""
-    width = table.schema.field(name).type.list_size
-    flat: npt.NDArray[np.float32] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    """Read a fixed-size-list column without nulls back as an array [m, d], of one chunk without copying."""
+    width, column = table.schema.field(name).type.list_size, table[name]
+    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    flat: npt.NDArray[np.float32] = chunk.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(-1, width)
 
 

@@ -170,6 +170,7 @@ def settle_block(
     rows: Float32,
     squares: Float64,
     first: int,
+    always: int,
     margin: float,
     lowest: float,
     highest: Float64,
@@ -182,6 +183,7 @@ def settle_block(
         rows: float32[a, d], the block, in the order of the visits.
         squares: float64[a], squared lengths.
         first: How many rows were kept before.
+        always: The first so many rows are kept, whatever they are near to.
         margin: How far a product may be from the cosine.
         lowest: A row whose cosine to a kept one is at least this is dropped.
         highest: float64[a], as `nearest_kept` left it; changed in place.
@@ -193,6 +195,11 @@ def settle_block(
     kept = np.empty(tile.shape[0], np.int64)
     count = 0
     for a in range(tile.shape[0]):
+        if a < always:
+            nearest[a] = -1
+            kept[count] = a
+            count += 1
+            continue
         cut = np.float32(max(lowest, highest[a]) - margin)
         for place in range(count):
             b = kept[place]
@@ -209,7 +216,7 @@ def settle_block(
 
 
 @njit(cache=True, nogil=True)
-def resolve_ranked(n: int, first: Int64, second: Int64, cosine: Float64) -> tuple[Int64, Float64]:
+def resolve_ranked(n: int, first: Int64, second: Int64, cosine: Float64, always: int) -> tuple[Int64, Float64]:
     """Greedy de-duplication of items 0 .. n - 1, visited in this order.
 
     Args:
@@ -217,6 +224,7 @@ def resolve_ranked(n: int, first: Int64, second: Int64, cosine: Float64) -> tupl
         first: int64[p], one item of each pair.
         second: int64[p], the other item.
         cosine: float64[p], similarities, all at or above the threshold.
+        always: The first so many items are kept, whatever they are near to.
 
     Returns:
         int64[n], the kept item that stands for each (itself if kept), and float64[n], the similarity to it.
@@ -240,7 +248,7 @@ def resolve_ranked(n: int, first: Int64, second: Int64, cosine: Float64) -> tupl
     for r in range(n):
         representative = r
         highest = 1.0
-        for p in range(start[r], start[r + 1]):
+        for p in range(start[r], start[r + 1] if r >= always else start[r]):
             e = earlier[p]
             if kept_of[e] == e:
                 c = similar[p]

@@ -128,7 +128,9 @@ def _product(a: Float32, b: Float32, space: Float32) -> Float32:
     return np.matmul(a, b.T, out=tile)
 
 
-def resolve_rows(X_unit: Float32, eps: float, priority: Int64, block: int = 512) -> tuple[Int64, Float64]:
+def resolve_rows(
+    X_unit: Float32, eps: float, priority: Int64, block: int = 512, always: int = 0
+) -> tuple[Int64, Float64]:
     """Decide which rows of one group to drop from the vectors themselves, in memory that no pairs take.
 
     The same result as `resolve_pairs` on all pairs of `near_pairs`, bit for bit. But rows are compared with
@@ -140,6 +142,7 @@ def resolve_rows(X_unit: Float32, eps: float, priority: Int64, block: int = 512)
         eps: In [0, 2]; larger drops more.
         priority: int64[m], lowest first; ties to the lowest index.
         block: Rows a side of the blocks; memory is 4 * block^2 bytes, and the kept rows once more.
+        always: How many of the first visited rows are kept, whatever they are near to.
 
     Returns:
         int64[m], the kept row that stands for each, and float64[m], the cosine to it (1 where it is kept).
@@ -176,7 +179,7 @@ def resolve_rows(X_unit: Float32, eps: float, priority: Int64, block: int = 512)
                 tile = _product(rows, held, products)
                 _pairs.nearest_kept(tile, rows, squares, held, shelf_squares, first, margin, lowest, best, place)
             tile = _product(rows, rows, products)
-            stays = _pairs.settle_block(tile, rows, squares, count, margin, lowest, best, place)
+            stays = _pairs.settle_block(tile, rows, squares, count, always - start, margin, lowest, best, place)
             kept[count : count + len(stays)] = visited[start + stays]
             while len(stays):
                 if count == len(shelves) * side:
@@ -194,7 +197,7 @@ def resolve_rows(X_unit: Float32, eps: float, priority: Int64, block: int = 512)
 
 
 def resolve_pairs(
-    n: int, i: Int64, j: Int64, cosine: npt.NDArray[np.floating], eps: float, priority: Int64
+    n: int, i: Int64, j: Int64, cosine: npt.NDArray[np.floating], eps: float, priority: Int64, always: int = 0
 ) -> tuple[Int64, Float64]:
     """Decide which items to drop, and who stands for them.
 
@@ -210,6 +213,7 @@ def resolve_pairs(
         cosine: Float [p].
         eps: In [0, 2]; larger drops more.
         priority: int64[n], lowest first; ties to the lowest index.
+        always: How many of the first visited items are kept, whatever they are near to.
 
     Returns:
         int64[n], the kept item that stands for each (the most similar one, ties to the lowest priority; the
@@ -240,7 +244,7 @@ def resolve_pairs(
     rank_of = np.empty(n, np.int64)
     rank_of[visited] = np.arange(n)
     ranked_kept, ranked_similarity = _pairs.resolve_ranked(
-        n, rank_of[first[near]], rank_of[second[near]], similar[near]
+        n, rank_of[first[near]], rank_of[second[near]], similar[near], always
     )
     kept_of = np.empty(n, np.int64)
     kept_of[visited] = visited[ranked_kept]

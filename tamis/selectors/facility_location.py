@@ -51,13 +51,13 @@ Engine = Literal["auto", "exact", "sparse", "partitioned"]
 DEFAULT_MEMORY_BYTES = 2 << 30
 ROWS_PER_CELL = 1024
 LARGEST_CELL = 4 * ROWS_PER_CELL
+RANKED_PROBES = 4  # cells in which a row seeks the proposals of the partitioned engine
 
 _BYTES_A_PAIR = 2
 _BYTES_A_LISTED_PAIR = 12  # column and value, by row and by candidate
 _FLOOR = 0.9  # of the similarity to its farthest listed neighbour that a row is taken to have anyway
 _RANKED_CELL_ROWS = 300
 _PROPOSALS = 3  # rows that the cells propose, in budgets
-_CELLS_BEYOND = 4  # cells in which a row seeks proposals
 _SAMPLED_ROWS = 1024
 
 
@@ -303,7 +303,7 @@ def on_graph(
     return _selection(trace, "sparse", _ratio(trace))
 
 
-def rank_partition(X_unit: Float32, budget: int) -> Ranking:
+def rank_partition(X_unit: Float32, budget: int, preselected: npt.NDArray[np.bool_] | None = None) -> Ranking:
     """Rank the rows of one partition by exact greedy facility location.
 
     Takes 2 bytes of memory a pair of rows, and one thread.
@@ -311,6 +311,8 @@ def rank_partition(X_unit: Float32, budget: int) -> Ranking:
     Args:
         X_unit: float32[n, d], C-contiguous, rows of length 1 (see `as_unit_rows`; not checked again here).
         budget: How many rows to rank, in [1, n]; n ranks all, the last one included.
+        preselected: bool[n], rows that are in the set already: they are not ranked, gains count beyond them, and n is
+            the number of the others.
 
     Returns:
         Positions in the partition, int64[budget], and their gains when chosen, float64[budget], in units of f
@@ -319,10 +321,15 @@ def rank_partition(X_unit: Float32, budget: int) -> Ranking:
     Raises:
         RecipeError: The budget is not in [1, n].
     """
-    if not 1 <= budget <= len(X_unit):
-        raise RecipeError(f"cannot rank {budget} rows of a partition of {len(X_unit)}; give 1 to {len(X_unit)}")
+    free = len(X_unit) if preselected is None else int(np.count_nonzero(~preselected))
+    if not 1 <= budget <= free:
+        raise RecipeError(f"cannot rank {budget} rows of a partition of {free}; give 1 to {free}")
     with one_blas_thread():
-        trace = maximise(DenseKernel.of(X_unit), Terms(budget))
+        terms = Terms(budget)
+        if preselected is not None and preselected.any():
+            low = similarity_to(X_unit, X_unit[preselected])
+            terms = Terms(budget, low=low, candidates=np.flatnonzero(~preselected))
+        trace = maximise(DenseKernel.of(X_unit), terms)
     return trace.chosen, trace.gains / UNIT
 
 
@@ -553,8 +560,12 @@ def _exactly(n: int, engine: str, memory_bytes: int, threads: int) -> _How:
 
 def ranked_cells(X_unit: Float32, threads: int = 1, device: str | None = None) -> Cells:
     """The cells of the partitioned engine: about 300 rows each. BLAS must be limited to one thread."""
-    count = max(1, round(len(X_unit) / _RANKED_CELL_ROWS))
-    return make_cells(X_unit, count, probes=_CELLS_BEYOND, threads=threads, device=device)
+    return make_cells(X_unit, ranked_cell_count(len(X_unit)), probes=RANKED_PROBES, threads=threads, device=device)
+
+
+def ranked_cell_count(n: int) -> int:
+    """How many cells the partitioned engine puts n rows into."""
+    return max(1, round(n / _RANKED_CELL_ROWS))
 
 
 def proposals_of(rankings: Sequence[Ranking], budget: int) -> Int64:

@@ -220,6 +220,7 @@ def settle(
     priority: Int64,
     whole: Sequence[Int64],
     loaded: Iterable[tuple[Int64, Float32]],
+    always: int = 0,
 ) -> tuple[Int64, Float64]:
     """Decide which rows to drop, and who stands for them.
 
@@ -232,6 +233,7 @@ def settle(
         priority: int64[n], lowest first.
         whole: The rows of each cell whose pairs were too many to list. They are compared with each other only.
         loaded: The same with their vectors.
+        always: The rows of the lowest so many priorities are kept, whatever they are near to.
 
     Returns:
         As `resolve_pairs`.
@@ -244,9 +246,11 @@ def settle(
     for rows in whole:
         apart[rows] = True
     close = (cosine >= 1.0 - eps) & ~apart[i] & ~apart[j]
-    kept_of, similarity = resolve_pairs(n, i[close], j[close], cosine[close], eps, priority)
+    kept_of, similarity = resolve_pairs(n, i[close], j[close], cosine[close], eps, priority, always)
     for rows, X_unit in loaded:
-        representative, similarity[rows] = resolve_rows(X_unit, eps, priority[rows])
+        own = priority[rows]
+        first = int(np.count_nonzero(own < always))
+        representative, similarity[rows] = resolve_rows(X_unit, eps, own, always=first)
         kept_of[rows] = rows[representative]
     return kept_of, similarity
 

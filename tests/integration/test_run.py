@@ -548,7 +548,7 @@ def flip(path, place=0.6):
 
 
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-9]), Path.unlink])
-@pytest.mark.parametrize("task", ["ingest.index", "ingest.block", "select.rank", "cluster.assign"])
+@pytest.mark.parametrize("task", ["ingest.index", "ingest.block", "select.rank", "dedup.gather"])
 def test_a_damaged_working_file_is_made_again(tmp_path, data, recipe, task, damage):
     stages = [EMBED, DEDUP, select("facility_location", 0.2, partition_rows=100, engine="partitioned")]
     path = recipe(data, stages, max_bad_fraction=0.01)
@@ -558,7 +558,7 @@ def test_a_damaged_working_file_is_made_again(tmp_path, data, recipe, task, dama
     damaged = sorted((tmp_path / "out" / "work" / task).glob("*.arrow"))[0]
     damage(damaged)
     overrides = ("select.budget=0.1", *(("embed.dim=12",) if task == "ingest.block" else ()))
-    if task == "cluster.assign":
+    if task == "dedup.gather":
         overrides = ("select.budget=0.1", "dedup.eps=0.04")
     events = []
     run(path, tmp_path / "out", overrides=overrides, on_event=events.append)

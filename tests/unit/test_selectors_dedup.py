@@ -176,15 +176,17 @@ def test_memory_does_not_grow_with_the_pairs():
     assert (similarity == 1).all()
 
 
-def brute_resolve(n, pairs, eps, priority):
+def brute_resolve(n, pairs, eps, priority, always=0):
     """The definition, item by item, over a dictionary of similarities."""
     similar = {}
     for a, b, c in pairs:
         similar[a, b] = similar[b, a] = max(c, similar.get((a, b), -1.0))
     visited = sorted(range(n), key=lambda x: (priority[x], x))
     kept, kept_of, similarity = [], [-1] * n, [0.0] * n
-    for x in visited:
-        near = [(-similar[x, y], kept.index(y), y) for y in kept if similar.get((x, y), -1.0) >= 1.0 - eps]
+    for number, x in enumerate(visited):
+        near = number >= always and [
+            (-similar[x, y], kept.index(y), y) for y in kept if similar.get((x, y), -1.0) >= 1.0 - eps
+        ]
         if near:
             negative, _, y = min(near)
             kept_of[x], similarity[x] = y, -negative
@@ -209,6 +211,10 @@ def test_resolving_against_the_definition(seed):
         assert kept_of.tolist() == expected
         assert similarity.tolist() == similar
         assert (kept_of[kept_of] == kept_of).all()
+        for always in (1, n // 2, n):
+            found = resolve_pairs(n, i, j, cosine, eps, priority, always)
+            expected = brute_resolve(n, list(zip(i, j, cosine, strict=True)), eps, priority.tolist(), always)
+            assert [part.tolist() for part in found] == list(expected)
 
 
 def test_a_chain_keeps_its_third_item():
@@ -230,10 +236,11 @@ def test_rows_are_resolved_as_their_pairs_are(seed, block):
     X = alike(n, int(generator.integers(2, 40)), seed)
     priority = generator.integers(0, n, size=n)  # with ties
     for eps in (0.0, 1e-7, 0.05, 0.3, 1.0, 2.0):
-        expected, similar = resolve_pairs(n, *near_pairs(X, 1 - eps), eps, priority)
-        kept_of, similarity = resolve_rows(X, eps, priority, block)
-        np.testing.assert_array_equal(kept_of, expected)
-        np.testing.assert_array_equal(similarity, similar)
+        for always in (0, 1, n // 3, n):
+            expected, similar = resolve_pairs(n, *near_pairs(X, 1 - eps), eps, priority, always)
+            kept_of, similarity = resolve_rows(X, eps, priority, block, always)
+            np.testing.assert_array_equal(kept_of, expected)
+            np.testing.assert_array_equal(similarity, similar)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -23,7 +23,7 @@ from tamis.pipelines.state import KEPT, alive_rows
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tamis.pipelines.plan import Add, Flow, PlannedStage
+    from tamis.pipelines.plan import Add, Flow, Parent, PlannedStage
     from tamis.pipelines.recipe import Recipe
 
 _COLUMNS = ("rank", "gain", "cluster", "cluster_dist", "difficulty", "weight", "loss")
@@ -37,6 +37,7 @@ def expand(
     flow: Flow,
     stages: Sequence[PlannedStage],
     limit: int | None,
+    parent: Parent | None,
     out: Path,
     nodes: Mapping[str, Node],
     add: Add,
@@ -54,6 +55,7 @@ def expand(
         "dataset": describe_dataset(recipe, sources, flow.rows, limit),
         "stages": [_describe_stage(stage, nodes) for stage in stages],
         "columns": sorted(columns),
+        "parent": None if parent is None else {"subset_id": parent.subset_id, "rows": parent.rows},
     }
     outside = {node.hints["file"]: node.params["sha256"] for node in nodes.values() if "file" in node.hints}
     models = {node.hints["model"]: node.params["revision"] for node in nodes.values() if "model" in node.hints}
@@ -71,6 +73,8 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
             stage["encoder"] = stage["encoder"].partition(":")[0]
         if stage.get("from"):
             stage["from"] = "file"
+        if stage.get("continue_from"):
+            stage["continue_from"] = "manifest"
     return dumped
 
 
@@ -149,7 +153,7 @@ def manifest(params: Mapping[str, Any], inputs: Inputs) -> Output:
         "scores": {},
         "certificate": inputs.one("selection").facts.get("certificate") if inputs.all("selection") else None,
         "schedule": dict(inputs.one("schedule").facts) if inputs.all("schedule") else None,
-        "parent": None,
+        "parent": params["parent"],
         "required_features": [],
         "classes": list(inputs.one("index").facts.get("classes", [])),
     }
@@ -249,4 +253,4 @@ def _audit(inputs: Inputs, index: pa.Table) -> tuple[pa.Table, list[str], np.nda
     return table, reasons, stands_for
 
 
-TASKS = {"manifest": Task(manifest, version=2)}
+TASKS = {"manifest": Task(manifest, version=3)}

@@ -16,7 +16,19 @@ import pyarrow as pa
 
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.stages.cluster import add_clusters, assignments
-from tamis.pipelines.state import EXACT_DUP, KEPT, NEAR_DUP, Rows, alive_rows, effect, generator, values, vectors
+from tamis.pipelines.state import (
+    EXACT_DUP,
+    KEPT,
+    NEAR_DUP,
+    Rows,
+    alive_rows,
+    effect,
+    generator,
+    kept_before,
+    matrix_of,
+    values,
+    vectors,
+)
 from tamis.selectors.dedup import exact_duplicates
 from tamis.selectors.near_duplicates import (
     CELL_ROWS,
@@ -49,12 +61,13 @@ _HELD_ROWS = 4 * _SHARD_ROWS
 
 def expand(config: DedupConfig, flow: Flow, context: Context, add: Add) -> Flow:
     """Collapse exact duplicates; with embeddings and eps > 0, find the pairs above the floor and decide at eps."""
-    exact = add("dedup.exact", {}, {"alive": [flow.alive], "index": [flow.index]})
+    exact = add("dedup.exact", {}, flow.with_before({"alive": [flow.alive], "index": [flow.index]}))
     flow = dataclasses.replace(flow, alive=exact, effects=(*flow.effects, exact))
     if config.eps == 0:
         return flow
     fit = {"n_clusters": config.n_clusters, "auto": "per_1000", "iterations": ITERATIONS, "fit_rows": config.fit_rows}
-    _, assigned = add_clusters(fit, flow, context, add, "dedup with eps > 0", exact, config.probes)
+    _, blocks = add_clusters(fit, flow, context, add, "dedup with eps > 0", exact, config.probes)
+    assigned = [add("dedup.gather", {}, {"assigned": blocks, "alive": [exact]})]
     shards = max(1, math.ceil(flow.rows / _SHARD_ROWS))
     pairs = [
         add(
@@ -67,7 +80,7 @@ def expand(config: DedupConfig, flow: Flow, context: Context, add: Add) -> Flow:
                 "pairs_per_row": PAIRS_PER_ROW,
                 "seed": list(context.seed),
             },
-            {"assigned": assigned, "alive": [exact], "embeddings": flow.embeddings},
+            {"assigned": assigned, "embeddings": flow.embeddings},
             part=shard,
         )
         for shard in range(shards)
@@ -75,22 +88,18 @@ def expand(config: DedupConfig, flow: Flow, context: Context, add: Add) -> Flow:
     near = add(
         "dedup.near",
         {"eps": config.eps, "which_to_keep": config.which_to_keep, "seed": list(context.seed)},
-        {
-            "alive": [exact],
-            "index": [flow.index],
-            "assigned": assigned,
-            "pairs": pairs,
-            "embeddings": flow.embeddings,
-        },
+        flow.with_before({"index": [flow.index], "assigned": assigned, "pairs": pairs, "embeddings": flow.embeddings}),
     )
     return dataclasses.replace(flow, alive=near, effects=(*flow.effects, near))
 
 
 def exact(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
-    """Of rows with equal content keep the first by (content hash, id)."""
+    """Of rows with equal content keep the first by (content hash, id), and each that was kept before."""
     alive = alive_rows(inputs)
     keys = values(inputs, "index", "payload_hash", alive)
-    kept_of = exact_duplicates(keys, values(inputs, "index", "order", alive))
+    before = kept_before(inputs, alive)
+    kept_of = exact_duplicates(keys, _those_first(before, values(inputs, "index", "order", alive)))
+    kept_of[before] = np.flatnonzero(before)
     dropped = kept_of != np.arange(len(alive))
     facts: dict[str, Any] = {"exact_duplicates": int(np.count_nonzero(dropped))}
     if "label" in inputs.table("index").column_names:
@@ -104,15 +113,39 @@ def exact(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
     return Output(table, facts)
 
 
+def _those_first(mine: npt.NDArray[np.bool_], order: Rows) -> Rows:
+    """The same order, but that some come before all others."""
+    place = np.empty(len(order), np.int64)
+    place[np.lexsort((order, ~mine))] = np.arange(len(order))
+    return place
+
+
+def gather(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
+    """Gather the blocks' assignments of the rows that are still in, for all that follows to read from one file."""
+    alive = alive_rows(inputs)
+    near, distances = assignments(inputs, alive)
+    clusters = pa.FixedSizeListArray.from_arrays(pa.array(near.reshape(-1)), near.shape[1])
+    return Output(pa.table({"row": pa.array(alive), "clusters": clusters, "cluster_dist": pa.array(distances)}))
+
+
+def _gathered(inputs: Inputs) -> tuple[Rows, npt.NDArray[np.int32], Float32]:
+    """The rows that are in, the clusters nearest to each, and the distance to the nearest."""
+    table = inputs.table("assigned")
+    near: npt.NDArray[np.int32] = matrix_of(table, "clusters")  # type: ignore[assignment]
+    return table["row"].to_numpy(), near, table["cluster_dist"].to_numpy()
+
+
 def pairs(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Find the pairs from the floor on in one shard's clusters.
 
     A row of the result is a pair, or (cosine null) says that row i lies in the cell whose lowest row is j, and
     that the cell's pairs are too many to be stored.
     """
-    alive = alive_rows(inputs)
-    near, _ = assignments(inputs, alive)
-    clusters = np.arange(params["shard"], int(near.max(initial=0)) + 1, params["shards"])
+    alive, near, _ = _gathered(inputs)
+    # Fewer rows may be left than were planned for: the last shards then have nothing to do.
+    shards = min(params["shards"], max(1, math.ceil(len(alive) / _SHARD_ROWS)))
+    count = int(near.max(initial=0)) + 1 if params["shard"] < shards else 0
+    clusters = np.arange(params["shard"], count, shards)
     cells = make_cells(near, params["cell_rows"], params["seed"][0], lambda at: vectors(inputs, alive[at]), clusters)
     receiving = receiving_clusters(near, params["cell_rows"])
     found, whole = [], []
@@ -177,10 +210,10 @@ def _with_vectors(inputs: Inputs, alive: Rows, groups: Sequence[Rows]) -> Iterat
 
 def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Decide at eps who stays, from the stored pairs; from the vectors where there were too many to store."""
-    alive = alive_rows(inputs)
-    _, distances = assignments(inputs, alive)
+    alive, _, distances = _gathered(inputs)
     order = values(inputs, "index", "order", alive)
-    priority = keep_order(distances, order, params["which_to_keep"], generator(params))
+    before = kept_before(inputs, alive)
+    priority = _those_first(before, keep_order(distances, order, params["which_to_keep"], generator(params)))
     whole: list[Rows] = []
     close = []
     for shard in inputs.all("pairs"):
@@ -191,7 +224,13 @@ def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
         chosen = cosine >= 1.0 - params["eps"]
         close.append((np.searchsorted(alive, i[chosen]), np.searchsorted(alive, j[chosen]), cosine[chosen]))
     kept_of, similarity = settle(
-        len(alive), *concatenated(close), params["eps"], priority, whole, _with_vectors(inputs, alive, whole)
+        len(alive),
+        *concatenated(close),
+        params["eps"],
+        priority,
+        whole,
+        _with_vectors(inputs, alive, whole),
+        always=int(np.count_nonzero(before)),
     )
     dropped = kept_of != np.arange(len(alive))
     table = effect(
@@ -213,6 +252,7 @@ def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
 TASKS = {
     "exact": Task(exact),
-    "pairs": Task(pairs, version=3, packages=("faiss-cpu",)),
-    "near": Task(near, version=3),
+    "gather": Task(gather),
+    "pairs": Task(pairs, version=4, packages=("faiss-cpu",)),
+    "near": Task(near, version=4),
 }

@@ -59,12 +59,15 @@ def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
     params: dict[str, Any] = {"encoder": encoder, **named}
     inputs: dict[str, list[Node]] = {}
     hints: dict[str, Any] = {}
+    fitting = {"blocks": flow.blocks, "alive": [flow.alive]}
+    if flow.fitting is not None and flow.alive is flow.index:
+        fitting = {"blocks": flow.fitting[0], "alive": [flow.fitting[1]]}
     if encoder == "lsa":
         fit = {"dim": config.dim, "max_features": config.max_features, "fit_rows": config.fit_rows, **named}
-        inputs["model"] = [add("embed.fit", fit, {"blocks": flow.blocks, "alive": [flow.alive]})]
+        inputs["model"] = [add("embed.fit", fit, fitting)]
     elif encoder == "pixels":
         fit = {"dim": config.dim, "image_size": config.image_size, "fit_rows": config.fit_rows}
-        inputs["model"] = [add("embed.fit_pixels", fit, {"blocks": flow.blocks, "alive": [flow.alive]})]
+        inputs["model"] = [add("embed.fit_pixels", fit, fitting)]
         params["libraries"] = {name: version_of(name) for name in ENCODER_PACKAGES[encoder]}
     elif encoder in ("sentence", "transformers"):
         local = context.folder / argument

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.errors import DataError, DatasetMismatchError
+from tamis.manifests.reader import open_manifest
 from tamis.pipelines.formats import LONE_SURROGATE, NOT_UTF8
 from tamis.pipelines.node import Inputs, Node, Output, Task, version_of
-from tamis.pipelines.plan import Add, Flow
+from tamis.pipelines.plan import Add, Flow, Parent
 from tamis.pipelines.sources import SourceFile, check_types, read_rows, stamp
 from tamis.pipelines.state import KEPT, QUARANTINED, effect
 
@@ -28,7 +30,7 @@ CONTENT_ROLES = ("text", "image", "tokens", "vectors", "label")
 _SHOWN = 10
 
 
-def expand(recipe: Recipe, sources: tuple[SourceFile, ...], rows: int, add: Add) -> Flow:
+def expand(recipe: Recipe, sources: tuple[SourceFile, ...], rows: int, parent: Parent | None, add: Add) -> Flow:
     """Add one node a block and the index over all of them; `rows` is how many rows of the sources count."""
     blocks: list[Node] = []
     counts: list[int] = []
@@ -59,7 +61,22 @@ def expand(recipe: Recipe, sources: tuple[SourceFile, ...], rows: int, add: Add)
     hints = {"files": [source.path for source in sources], "id": recipe.dataset.id}
     index = add("ingest.index", params, {"blocks": blocks}, hints=hints)
     total = sum(source.rows for source in sources)
-    return Flow(rows, total, tuple(blocks), index, index, (index,), dataset=recipe.dataset)
+    flow = Flow(rows, total, tuple(blocks), index, index, (index,), dataset=recipe.dataset)
+    if parent is None:
+        return flow
+    # The index of the files that there were then: the same node as in that run.
+    old = [number for number, source in enumerate(sources) if source.sha256 in parent.sources]
+    old_blocks = [block for block in blocks if block.params["sha256"] in parent.sources]
+    old_files = {"files": [sources[number].path for number in old], "id": recipe.dataset.id}
+    old_params = {**params, "file_rows": [counts[number] for number in old]}
+    then = add("ingest.index", old_params, {"blocks": old_blocks}, part=0, hints=old_files)
+    before = add(
+        "ingest.before",
+        {"subset_id": parent.subset_id},
+        {"index": [index]},
+        hints={"manifest": str(parent.folder), "version": parent.version},
+    )
+    return dataclasses.replace(flow, before=before, fitting=(tuple(old_blocks), then))
 
 
 def content_hashes(table: pa.Table, roles: tuple[str, ...]) -> pa.Array:
@@ -238,6 +255,24 @@ def index(params: Mapping[str, Any], inputs: Inputs) -> Output:
     return Output(effect(np.arange(n), decision, table["problem"].to_pylist(), **columns), facts)
 
 
+def before(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Find the rows that the manifest which is continued has kept: their row now and their rank then."""
+    manifest = open_manifest(inputs.hints["manifest"], inputs.hints["version"])
+    if manifest.subset_id != params["subset_id"]:
+        raise DataError(f"the manifest in {inputs.hints['manifest']} has changed since the run began: run again")
+    index, kept = inputs.table("index"), manifest.select
+    at = pc.index_in(kept["sample_id"], index["sample_id"].cast(pa.string()).combine_chunks())
+    same = pc.equal(index["content_hash"].take(at.combine_chunks()), kept["content_hash"])
+    lost = kept["sample_id"].filter(pc.invert(pc.fill_null(same, False))).to_pylist()
+    if lost:
+        raise DataError(
+            f"select.continue_from: {len(lost)} of the {kept.num_rows} rows kept then are not in the dataset, or have "
+            f"another content: {', '.join(lost[:_SHOWN])}; add to the dataset without changing what is there"
+        )
+    table = pa.table({"row": at.cast(pa.int64()), "rank": kept["rank"]}).sort_by("row")
+    return Output(table.combine_chunks())
+
+
 def _names(inputs: Inputs, item: Any) -> list[str]:
     return list(inputs.open(item).column_names)
 
@@ -283,4 +318,4 @@ def _ids_from_hashes(hashes: pa.Array) -> pa.Array:
     return pa.array(ids, pa.string())
 
 
-TASKS = {"block": Task(block), "index": Task(index)}
+TASKS = {"block": Task(block), "index": Task(index), "before": Task(before)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from tamis.errors import RecipeError
 from tamis.pipelines.node import Inputs, Output, Task
-from tamis.pipelines.state import KEPT, PRUNED, Rows, alive_rows, effect, generator, matrix_of, values
+from tamis.pipelines.state import KEPT, PRUNED, Rows, alive_rows, effect, generator, kept_before, matrix_of, values
 from tamis.selectors.density import concept_complexity, density_prune, density_quotas, inter_distance
 from tamis.selectors.loss import drop_by_loss
 from tamis.selectors.selection import resolve_budget
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def expand(config: PruneConfig, flow: Flow, context: Context, add: Add) -> Flow:
     """Add the one node that decides."""
-    inputs = {"alive": [flow.alive], "index": [flow.index]}
+    inputs = flow.with_before({"alive": [flow.alive], "index": [flow.index]})
     if config.method == "loss":
         params: dict[str, Any] = {"drop_highest": config.drop_highest, "drop_lowest": config.drop_lowest}
         inputs["loss"] = [flow.need("loss", "prune by loss", "a score stage")]
@@ -51,6 +51,7 @@ def loss(params: Mapping[str, Any], inputs: Inputs) -> Output:
     kept = drop_by_loss(losses[order], drop_highest=params["drop_highest"], drop_lowest=params["drop_lowest"])
     stays = np.zeros(len(alive), bool)
     stays[order[kept]] = True
+    stays |= kept_before(inputs, alive)
     tails = [f"{name} {params[name]:g}" for name in ("drop_highest", "drop_lowest") if params[name]]
     table = effect(
         alive,
@@ -59,7 +60,7 @@ def loss(params: Mapping[str, Any], inputs: Inputs) -> Output:
         score=losses,
     )
     facts = {
-        "pruned": int(len(alive) - len(kept)),
+        "pruned": int(np.count_nonzero(~stays)),
         "largest_kept_loss": float(losses[stays].max()) if len(kept) else None,
     }
     return Output(table, facts)
@@ -81,13 +82,14 @@ def density(params: Mapping[str, Any], inputs: Inputs) -> Output:
     kept = density_prune(labels, distance, quotas, params["which_to_keep"], generator(params))
     stays = np.zeros(len(alive), bool)
     stays[order[kept]] = True
+    stays |= kept_before(inputs, alive)
     score = np.empty(len(alive))
     score[order] = distance
     reason = f"beyond its cluster's quota ({params['which_to_keep']} first)"
     table = effect(alive, np.where(stays, KEPT, PRUNED).astype(np.int8), reason, score=score)
     filled = quotas[sizes > 0]
     facts = {
-        "pruned": int(len(alive) - keep),
+        "pruned": int(np.count_nonzero(~stays)),
         "smallest_quota": int(filled.min()),
         "largest_quota": int(filled.max()),
     }

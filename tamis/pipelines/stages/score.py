@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tamis.embeddings.kmeans import evenly_spaced
 from tamis.errors import DataError, RecipeError
 from tamis.manifests.canonical import sha256_file
 from tamis.manifests.ledger import RECORD, find_ledger
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from tamis.pipelines.recipe import ScoreConfig
 
 
+_SCORED_ROWS = 16_384  # rows whose losses are taken at a time
+
+
 def expand(config: ScoreConfig, flow: Flow, context: Context, add: Add) -> Flow:
     """Add one node a fold and one that joins them, or one that reads the file: column `loss`."""
     if config.from_ is not None:
@@ -39,7 +43,13 @@ def expand(config: ScoreConfig, flow: Flow, context: Context, add: Add) -> Flow:
         folds = [
             add(
                 "score.fold",
-                {"fold": fold, "folds": config.folds, "c": config.c, "seed": list(context.seed)},
+                {
+                    "fold": fold,
+                    "folds": config.folds,
+                    "c": config.c,
+                    "fit_rows": config.fit_rows,
+                    "seed": list(context.seed),
+                },
                 inputs,
                 part=fold,
             )
@@ -99,19 +109,24 @@ def fold(params: Mapping[str, Any], inputs: Inputs) -> Output:
             f"score with {params['folds']} folds needs at least {2 * params['folds']} rows; {len(alive)} are left"
         )
     folds = fold_of(labels, values(inputs, "index", "order", alive), params["folds"], generator(params))
-    held = folds == params["fold"]
-    features = vectors(inputs, alive)
-    if len(np.unique(labels[~held])) < 2:
+    held, others = np.flatnonzero(folds == params["fold"]), np.flatnonzero(folds != params["fold"])
+    others = others[evenly_spaced(len(others), params["fit_rows"])]
+    if len(np.unique(labels[others])) < 2:
         raise DataError("score with method proxy needs rows of at least two labels")
     model = LogisticRegression(C=params["c"], max_iter=300, tol=1e-4)
-    model.fit(features[~held].astype(np.float64), labels[~held])
-    log_probability = model.predict_log_proba(features[held].astype(np.float64))
-    column_of = {label: column for column, label in enumerate(model.classes_.tolist())}
-    own = np.array([column_of.get(label, -1) for label in labels[held].tolist()])
-    # A class that the other folds lack gets the loss of the least likely outcome seen.
-    floor = log_probability.min()
-    loss = -np.where(own >= 0, log_probability[np.arange(len(own)), own], floor)
-    predicted = model.classes_[log_probability.argmax(axis=1)]
+    model.fit(vectors(inputs, alive[others]).astype(np.float64), labels[others])
+    column_of = np.full(int(labels.max()) + 1, -1)
+    column_of[model.classes_] = np.arange(len(model.classes_))
+    own = column_of[labels[held]]
+    loss, predicted, floor = np.empty(len(held)), np.empty(len(held), np.int32), 0.0
+    for start in range(0, len(held), _SCORED_ROWS):
+        part = slice(start, start + _SCORED_ROWS)
+        log_probability = model.predict_log_proba(vectors(inputs, alive[held[part]]).astype(np.float64))
+        loss[part] = -log_probability[np.arange(len(log_probability)), own[part]]
+        predicted[part] = model.classes_[log_probability.argmax(axis=1)]
+        floor = min(floor, float(log_probability.min()))
+    # A class that the proxy never saw gets the loss of the least likely outcome seen.
+    loss[own < 0] = -floor
     table = pa.table(
         {
             "row": pa.array(alive[held], pa.int64()),
@@ -195,7 +210,7 @@ def read(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
 
 TASKS = {
-    "fold": Task(fold, libraries=("sklearn.linear_model",), packages=("scikit-learn", "scipy")),
+    "fold": Task(fold, version=2, libraries=("sklearn.linear_model",), packages=("scikit-learn", "scipy")),
     "join": Task(join),
     "read": Task(read, version=2),
 }

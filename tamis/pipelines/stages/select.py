@@ -19,18 +19,29 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tamis.embeddings.encoders import count_vectors, read_vectors
-from tamis.errors import RecipeError
+from tamis.errors import DataError, RecipeError
 from tamis.manifests.canonical import sha256_file
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.stages.prune import canonical
-from tamis.pipelines.state import KEPT, NOT_IN_BUDGET, Rows, effect, generator, matrix_of, values, vectors
+from tamis.pipelines.state import (
+    KEPT,
+    NOT_IN_BUDGET,
+    Rows,
+    alive_between,
+    effect,
+    generator,
+    kept_before,
+    matrix_of,
+    values,
+    vectors,
+)
 from tamis.selectors.selection import Selection, resolve_budget
 from tamis.selectors.shares import largest_remainder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tamis.embeddings.neighbours import Cells
+    from tamis.pipelines.node import Node
     from tamis.pipelines.plan import Add, Context, Flow
     from tamis.pipelines.recipe import SelectConfig
 
@@ -41,6 +52,7 @@ Listed = tuple[Rows, npt.NDArray[np.int32], npt.NDArray[np.uint16]]
 _AUTO_PARTITION_ROWS = 16_384  # its kernel takes 512 MiB
 _LISTED_ROWS = 16_384  # rows that one task seeks neighbours for
 _SPREAD = ("facility_location", "ingenious")
+_LISTING = ("sparse", "partitioned")
 _WITHOUT_EMBEDDINGS = ("random", "stratified")
 # What each of the other selectors takes from the recipe.
 _OPTIONS = {
@@ -73,6 +85,9 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
         "seed": list(context.seed),
     }
     inputs = {"alive": [flow.alive], "index": [flow.index]}
+    if config.continue_from is not None:
+        assert flow.before is not None  # made for this key
+        inputs["before"] = [flow.before]
     if config.per == "cluster":
         inputs["cluster"] = [flow.need("cluster", f"{what} per cluster", "a cluster stage")]
     hints: dict[str, Any] = {}
@@ -113,25 +128,119 @@ def _spread(
     blocks = "blocks" if config.blocks == "random" else "cells"
     engine: str = blocks if config.method == "ingenious" else config.engine
     params: dict[str, Any] = {"engine": engine, "partition_rows": limit, "per": config.per}
+    given = {**inputs, "embeddings": embeddings}
+    listing = engine in ("sparse", "partitioned") or (engine == "auto" and flow.rows > limit)
+    probes: list[Node] = []
+    if listing:
+        cells = add("select.cells", params, given)
+        probes = [
+            add(
+                "select.probe",
+                {"per": config.per, "start": start, "stop": stop},
+                {**inputs, "embeddings": part, "cells": [cells]},
+                part=number,
+            )
+            for number, (part, start, stop) in enumerate(_runs_of_blocks(embeddings, flow))
+        ]
+        given |= {"cells": [cells], "probes": probes}
     if engine == "blocks":
         params["seed"] = list(context.seed)
-    partitions = [add("select.partition", params, {**inputs, "embeddings": embeddings})]
-    shards = max(1, math.ceil(flow.rows / limit))
-    before = {"partitions": partitions, "embeddings": embeddings}
+    partitions = [add("select.partition", params, given)]
+    planned: dict[str, list[Node]] = {"partitions": partitions, "embeddings": embeddings}
+    if "before" in inputs:
+        planned["before"] = inputs["before"]
     made = {"partitions": partitions}
     if engine != "sparse":
+        shards = max(1, math.ceil(flow.rows / limit))
         made["rankings"] = [
-            add("select.rank", {"shard": shard, "shards": shards}, before, part=shard) for shard in range(shards)
+            add("select.rank", {"shard": shard, "shards": shards}, planned, part=shard) for shard in range(shards)
         ]
-    if engine in ("sparse", "partitioned") or (engine == "auto" and flow.rows > limit):
+    if engine == "partitioned":
+        proposing = {"budget": config.budget, "rows": flow.rows}
+        made["proposals"] = [add("select.propose", proposing, {**planned, **made})]
+        planned["proposals"] = made["proposals"]
+    if listing:
         shards = max(1, math.ceil(flow.rows / _LISTED_ROWS))
-        proposing = {"budget": config.budget, "rows": flow.rows} if engine == "partitioned" else {}
-        rankings = {"rankings": made["rankings"]} if engine == "partitioned" else {}
         made["lists"] = [
-            add("select.list", {"shard": shard, "shards": shards, **proposing}, {**before, **rankings}, part=shard)
-            for shard in range(shards)
+            add("select.list", {"shard": shard, "shards": shards}, planned, part=shard) for shard in range(shards)
         ]
     return made
+
+
+def _runs_of_blocks(embeddings: Sequence[Node], flow: Flow) -> Iterator[tuple[list[Node], int, int]]:
+    """Consecutive blocks of about as many rows as one task lists, and the rows that they span."""
+    sizes = [block.params["stop"] - block.params["start"] for block in flow.blocks]
+    starts = list(itertools.accumulate(sizes, initial=0))
+    count = max(1, _LISTED_ROWS // max(sizes))
+    for first in range(0, len(embeddings), count):
+        some = list(embeddings[first : first + count])
+        yield some, starts[first], starts[first + len(some)]
+
+
+def _engines(params: Mapping[str, Any], groups: npt.NDArray[np.int32]) -> Iterator[tuple[int, Rows, str]]:
+    """Each group, its members' places, and the engine that it takes."""
+    for group in np.unique(groups).tolist():
+        members = np.flatnonzero(groups == group)
+        engine = params["engine"]
+        if engine == "auto":
+            engine = "exact" if len(members) <= params["partition_rows"] else "sparse"
+        yield group, members, engine
+
+
+def cells(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Fit the cells of the groups whose rows are to be listed, on evenly spaced rows in canonical order.
+
+    A row of the result is a centroid; cells are numbered from 0 on over all groups.
+    """
+    from tamis.embeddings.neighbours import PROBES, cell_count, cell_sample, fit_cells
+    from tamis.selectors.facility_location import RANKED_PROBES, ranked_cell_count
+    from tamis.threads import one_blas_thread
+
+    alive, order = canonical(inputs)
+    rows = alive[order]
+    owners, centroids, probes = [np.empty(0, np.int32)], [], 0
+    with one_blas_thread():
+        for group, members, engine in _engines(params, _groups(inputs, rows, params["per"])):
+            if engine not in _LISTING:
+                continue
+            sparse = engine == "sparse"
+            count = cell_count(len(members)) if sparse else ranked_cell_count(len(members))
+            probes = PROBES if sparse else RANKED_PROBES
+            sample = vectors(inputs, rows[members[cell_sample(len(members), count)]])
+            centroids.append(fit_cells(sample, count))
+            owners.append(np.full(len(centroids[-1]), group, np.int32))
+    flat = np.concatenate(centroids) if centroids else np.empty((0, 1), np.int16)
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1), pa.int16()), flat.shape[1])
+    table = pa.table({"group": pa.array(np.concatenate(owners), pa.int32()), "vector": vector})
+    return Output(table, {"cells": len(flat), "probes": probes})
+
+
+def probe(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Name the cells nearest to each row of some blocks whose group has cells."""
+    from tamis.embeddings.grid import to_grid
+    from tamis.embeddings.kmeans import nearest_on_grid
+    from tamis.threads import one_blas_thread
+
+    table, count = inputs.table("cells"), inputs.one("cells").facts["probes"]
+    owner = table["group"].to_numpy()
+    centroids: npt.NDArray[np.int16] = matrix_of(table)  # type: ignore[assignment]
+    rows = alive_between(inputs, params["start"], params["stop"])
+    groups = _groups(inputs, rows, params["per"])
+    found = np.full((len(rows), count), -1, np.int32)
+    with one_blas_thread():
+        for group in np.intersect1d(groups, owner).tolist():
+            first, last = np.searchsorted(owner, (group, group + 1)).tolist()
+            mine = np.flatnonzero(groups == group)
+            grid = to_grid(vectors(inputs, rows[mine], params["start"]))
+            near = nearest_on_grid(grid, centroids[first:last], min(count, last - first))
+            found[mine, : near.shape[1]] = first + near
+    listed = found[:, :1].max(axis=1, initial=-1) >= 0
+    return Output(pa.table({"row": pa.array(rows[listed], pa.int64()), "probes": _lists(found[listed])}))
+
+
+def _lists(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """A matrix of numbers as a column of lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
 
 
 def partition(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -140,59 +249,78 @@ def partition(params: Mapping[str, Any], inputs: Inputs) -> Output:
     A partition may be ranked, and its rows may be listed: `exact` ranks each group whole; `sparse` lists small
     cells; `partitioned` ranks and lists them; `auto` is exact for groups within the limit and sparse beyond;
     `cells` ranks k-means cells of at most the limit and `blocks` random blocks, INGENIOUS's own way.
+
+    Rows are in canonical order; `by_partition` are their places sorted by partition, so that a task finds the rows of
+    a partition without looking at all.
     """
-    from tamis.embeddings.neighbours import make_cells
-    from tamis.selectors.facility_location import ranked_cells, split_into_cells
-    from tamis.threads import one_blas_thread
+    from tamis.selectors.facility_location import split_into_cells
 
     alive, order = canonical(inputs)
     rows = alive[order]
     groups = _groups(inputs, rows, params["per"])
     limit, n = params["partition_rows"], len(rows)
-    parts = np.empty(n, np.int32)
+    parts, within = np.empty(n, np.int32), np.empty(n, np.int32)
     ranked, listed = np.ones(n, np.bool_), np.zeros(n, np.bool_)
-    probes: list[npt.NDArray[np.int32] | None] = [None] * n
-    count = 0
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        engine = params["engine"]
-        if engine == "auto":
-            engine = "exact" if len(members) <= limit else "sparse"
-        if engine in ("sparse", "partitioned"):
-            unit = vectors(inputs, rows[members])
-            with one_blas_thread():
-                cells: Cells = make_cells(unit) if engine == "sparse" else ranked_cells(unit)
+    probes = _probes(inputs, rows)
+    # A cell that got no row has a number too, but is nobody's partition.
+    count = inputs.one("cells").rows if inputs.all("cells") else 0
+    for group, members, engine in _engines(params, groups):
+        within[members] = np.arange(len(members))
+        if engine in _LISTING:
             ranked[members], listed[members] = engine == "partitioned", True
-            # An empty cell has no number: it leaves a gap, and nobody's lists.
-            parts[members[cells.order]] = count + np.repeat(np.arange(len(cells.start) - 1), np.diff(cells.start))
-            for place, near in zip(cells.order, cells.probes, strict=True):
-                probes[members[place]] = count + near
-            count += len(cells.start) - 1
+            parts[members] = probes[members, 0]
             continue
         if engine == "cells" and len(members) > limit:
             own = split_into_cells(vectors(inputs, rows[members]), max_cell_rows=limit, rows_per_cell=limit)
         elif engine == "blocks":
-            mixed = generator(params, int(group)).permutation(len(members))
+            mixed = generator(params, group).permutation(len(members))
             own = [np.sort(part) for part in np.array_split(mixed, -(-len(members) // limit))]
         else:
             own = [np.arange(len(members))]
         for cell in own:
             parts[members[cell]] = count
             count += 1
+    by_part = np.argsort(parts, kind="stable")
     table = pa.table(
         {
             "row": pa.array(rows),
             "group": pa.array(groups, pa.int32()),
+            "within": pa.array(within),
             "partition": pa.array(parts),
-            "ranked": pa.array(ranked),
-            "listed": pa.array(listed),
-            "probes": pa.array(probes, pa.list_(pa.int32())),
+            "ranked": pa.array(ranked, pa.uint8()),
+            "listed": pa.array(listed, pa.uint8()),
+            "by_partition": pa.array(by_part),
+            "sorted_partition": pa.array(parts[by_part]),
+            "probes": _lists(probes),
         }
     )
     sizes = np.bincount(parts) if n else np.zeros(1, np.int64)
-    return Output(
-        table, {"partitions": int((sizes > 0).sum()), "largest": int(sizes.max()), "listed": int(listed.sum())}
-    )
+    facts = {
+        "partitions": int((sizes > 0).sum()),
+        "largest": int(sizes.max()),
+        "listed": int(listed.sum()),
+        "cells": {str(group): int(cells) for group, cells in _cells_of_groups(inputs)},
+    }
+    return Output(table, facts)
+
+
+def _cells_of_groups(inputs: Inputs) -> Iterator[tuple[int, int]]:
+    if inputs.all("cells"):
+        groups, counts = np.unique(inputs.table("cells")["group"].to_numpy(), return_counts=True)
+        yield from zip(groups.tolist(), counts.tolist(), strict=True)
+
+
+def _probes(inputs: Inputs, rows: Rows) -> npt.NDArray[np.int32]:
+    """The cells that each row looks into, int32[n, p], -1 for none; rows in canonical order."""
+    if not inputs.all("probes"):
+        return np.empty((len(rows), 1), np.int32)
+    found = [inputs.open(item) for item in inputs.all("probes")]
+    near: npt.NDArray[np.int32] = np.concatenate([matrix_of(table, "probes") for table in found])
+    probed = np.concatenate([table["row"].to_numpy() for table in found])
+    out = np.full((len(rows), near.shape[1]), -1, np.int32)
+    by_row = np.argsort(rows)
+    out[by_row[np.searchsorted(rows[by_row], probed)]] = near
+    return out
 
 
 def _groups(inputs: Inputs, rows: Rows, per: str | None) -> npt.NDArray[np.int32]:
@@ -206,13 +334,17 @@ def rank(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Rank every row of one shard's partitions by exact greedy gains: any budget is then decided by a merge."""
     from tamis.selectors.facility_location import rank_partition
 
-    table = inputs.table("partitions")
-    rows, parts = table["row"].to_numpy(), table["partition"].to_numpy()
-    mine = (parts % params["shards"] == params["shard"]) & table["ranked"].to_numpy()
+    plan = _Plan.read(inputs)
+    before = kept_before(inputs, plan.rows)
     ranked_rows, ranked_gains, ranked_parts = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int32)]
-    for part in np.unique(parts[mine]):
-        members = rows[parts == part]
-        indices, gains = rank_partition(vectors(inputs, members), len(members))
+    mine = np.unique(plan.parts[plan.ranked != 0])
+    for part in mine[mine % params["shards"] == params["shard"]]:
+        places, _ = plan.places_of(part)
+        members, there = plan.rows[places], before[places]
+        if there.all():
+            continue
+        count = int(np.count_nonzero(~there))
+        indices, gains = rank_partition(vectors(inputs, members), count, there if there.any() else None)
         ranked_rows.append(members[indices])
         ranked_gains.append(gains)
         ranked_parts.append(np.full(len(indices), part, np.int32))
@@ -226,53 +358,68 @@ def rank(params: Mapping[str, Any], inputs: Inputs) -> Output:
     return Output(out, {"partitions": len(ranked_parts) - 1})
 
 
+def propose(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """The places of the rows that the rankings of each listed group propose for the budget, ascending.
+
+    Those kept before are among them: they are chosen already, and the lists must name them.
+    """
+    from tamis.selectors.facility_location import proposals_of
+
+    plan = _Plan.read(inputs)
+    rankings = plan.rankings(inputs)
+    before = kept_before(inputs, plan.rows)
+    proposed = [np.flatnonzero(before & (plan.listed != 0))]
+    for group, share in _shares(params, plan.groups, before).items():
+        members = np.flatnonzero(plan.groups == group)
+        if share and plan.listed[members[0]]:
+            proposed.append(proposals_of(plan.of_group(rankings, members), share))
+    return Output(pa.table({"place": pa.array(np.sort(np.concatenate(proposed)))}))
+
+
 def listing(params: Mapping[str, Any], inputs: Inputs) -> Output:
-    """List the neighbours of one shard's rows, among all rows of their group or those that its rankings propose."""
+    """List the neighbours of the rows of one shard's cells, among all rows of their group or those proposed.
+
+    Cells with near numbers are near each other, so that a shard of consecutive ones reads few others.
+    """
     from tamis.embeddings.grid import cosine_scale, to_grid
     from tamis.embeddings.neighbours import NEIGHBOURS, Cells, nearest_neighbours
-    from tamis.selectors.facility_location import proposals_of
     from tamis.threads import one_blas_thread
 
     plan = _Plan.read(inputs)
-    asking, found, near = [np.empty(0, np.int64)], [], []
-    proposing = "budget" in params
-    width = NEIGHBOURS // 2 if proposing else NEIGHBOURS
-    shares = _shares(params, len(plan.rows), plan.groups) if proposing else {}
-    rankings = plan.rankings(inputs) if proposing else {}
-    for group in np.unique(plan.groups[plan.listed]):
-        if proposing and not shares[int(group)]:  # nothing will be taken of it
-            continue
-        members = np.flatnonzero(plan.groups == group)
-        parts = plan.parts[members]
-        mine = parts % params["shards"] == params["shard"]
-        if not mine.any():
-            continue
-        order = np.argsort(parts, kind="stable")
-        first, last = plan.cells(members)
-        start = np.searchsorted(parts[order], np.arange(first, last + 2))
-        probes = np.where(mine[order, None], plan.probes_of(members[order]) - first, -1).astype(np.int32)
-        grid = to_grid(vectors(inputs, plan.rows[members[order]]))
-        candidates = None
-        if proposing:
-            candidates = np.zeros(len(members), np.bool_)
-            proposals = proposals_of(plan.of_group(rankings, members), shares[int(group)])
-            candidates[np.searchsorted(members, proposals)] = True
-        cells = Cells(np.empty((len(start) - 1, 0), np.int16), order, start, grid, cosine_scale(grid), probes)
+    proposed = inputs.table("proposals")["place"].to_numpy() if inputs.all("proposals") else None
+    width = NEIGHBOURS if proposed is None else NEIGHBOURS // 2
+    mine = plan.places_of_shard(params["shard"], params["shards"])
+    mine = mine[plan.listed[mine] != 0]
+    found = [np.empty((0, width), np.int32)]
+    near = [np.empty((0, width), np.uint16)]
+    for group in np.unique(plan.groups[mine]).tolist():
+        asking = mine[plan.groups[mine] == group]
+        probes = plan.probes_of(asking)
+        used = np.unique(probes[probes >= 0])
+        places, start = plan.places_of(used)
+        first = int(start[np.searchsorted(used, probes[0, 0])])
+        among = slice(first, first + len(asking))  # a shard's cells stand together
+        local = np.full((len(places), probes.shape[1]), -1, np.int32)
+        local[among] = np.where(probes >= 0, np.searchsorted(used, probes), -1)
+        grid = to_grid(vectors(inputs, plan.rows[places]))
+        own = Cells(np.empty((len(used), 0), np.int16), np.arange(len(places)), start, grid, cosine_scale(grid), local)
+        candidates = None if proposed is None else np.isin(places, proposed)
+        size, count = plan.size_of(group), plan.cells_of(group)
         with one_blas_thread():
-            neighbours, similarity = nearest_neighbours(cells, width, candidates=candidates)
-        asking.append(members[mine])
-        found.append(neighbours[mine])
-        near.append(similarity[mine])
-    count = len(asking[0]) + sum(map(len, asking[1:]))
-    flat = [np.concatenate(parts).reshape(-1) if parts else np.empty(0, np.int64) for parts in (found, near)]
+            neighbours, similarity = nearest_neighbours(
+                own, width, candidates=candidates, asking=among, enough=min(count, probes.shape[1]) * size // count
+            )
+        within = plan.within[places]
+        found.append(np.where(neighbours >= 0, within[neighbours], -1).astype(np.int32))
+        near.append(similarity)
     table = pa.table(
         {
-            "place": pa.array(np.concatenate(asking), pa.int64()),
-            "neighbours": pa.FixedSizeListArray.from_arrays(pa.array(flat[0], pa.int32()), width),
-            "similarity": pa.FixedSizeListArray.from_arrays(pa.array(flat[1], pa.uint16()), width),
+            "place": pa.array(mine, pa.int64()),
+            "neighbours": _lists(np.concatenate(found)),
+            "similarity": _lists(np.concatenate(near)),
         }
     )
-    return Output(table, {"rows": count})
+    return Output(table, {"rows": len(mine)})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -281,27 +428,58 @@ class _Plan:
 
     rows: Rows
     groups: npt.NDArray[np.int32]
+    within: npt.NDArray[np.int32]
     parts: npt.NDArray[np.int32]
-    listed: npt.NDArray[np.bool_]
-    table: pa.Table
+    ranked: npt.NDArray[np.uint8]
+    listed: npt.NDArray[np.uint8]
+    by_part: Rows
+    sorted_parts: npt.NDArray[np.int32]
+    probes: npt.NDArray[np.int32]
+    cells: Mapping[str, int]
 
     @staticmethod
     def read(inputs: Inputs) -> _Plan:
-        table = inputs.table("partitions")
-        row, group, part, listed = (
-            table[name].to_numpy(zero_copy_only=False) for name in ("row", "group", "partition", "listed")
-        )
-        return _Plan(row, group, part, listed, table)
+        table = inputs.table("partitions").combine_chunks()
+        names = (
+            "row", "group", "within", "partition", "ranked", "listed", "by_partition", "sorted_partition",
+        )  # fmt: skip
+        row, group, within, part, ranked, listed, by_part, ordered = (table[name].to_numpy() for name in names)
+        probes: npt.NDArray[np.int32] = matrix_of(table, "probes")  # type: ignore[assignment]
+        cells = inputs.one("partitions").facts["cells"]
+        return _Plan(row, group, within, part, ranked, listed, by_part, ordered, probes, cells)
+
+    def places_of(self, parts: npt.ArrayLike) -> tuple[Rows, Rows]:
+        """The places of some partitions' rows, one partition after the other, and where each of them begins."""
+        wanted = np.atleast_1d(np.asarray(parts, self.sorted_parts.dtype))
+        first, last = (np.searchsorted(self.sorted_parts, wanted, side) for side in ("left", "right"))
+        pieces = [self.by_part[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+        return np.concatenate(pieces), np.concatenate([[0], np.cumsum(last - first)])
+
+    def places_of_shard(self, shard: int, shards: int) -> Rows:
+        """The places of the rows of one shard's partitions: those whose first row falls into the shard's share."""
+        n = len(self.by_part)
+        shards = min(shards, max(1, math.ceil(n / _LISTED_ROWS)))  # fewer rows may be left than were planned for
+        first, last = (self._begin(n * min(s, shards) // shards) for s in (shard, shard + 1))
+        return self.by_part[first:last]
+
+    def _begin(self, position: int) -> int:
+        """Where the first partition begins that does not begin before this position."""
+        if position == 0 or position >= len(self.sorted_parts):
+            return position
+        before = self.sorted_parts[position - 1]
+        return int(np.searchsorted(self.sorted_parts, before, side="right"))
 
     def probes_of(self, places: Rows) -> npt.NDArray[np.int32]:
-        lists = self.table["probes"].combine_chunks().take(pa.array(places))
-        flat: npt.NDArray[np.int32] = lists.flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(len(places), -1)
+        """The cells that some rows look into, int32[m, p], -1 for none."""
+        return self.probes[places]
 
-    def cells(self, members: Rows) -> tuple[int, int]:
-        """The first and the last cell of a listed group; every row probes its own, and it may probe empty ones."""
-        probed = self.probes_of(members)
-        return int(probed.min()), int(probed.max())
+    def size_of(self, group: int) -> int:
+        """How many rows a group has."""
+        return int(np.count_nonzero(self.groups == group))
+
+    def cells_of(self, group: int) -> int:
+        """How many cells a listed group has."""
+        return self.cells[str(group)]
 
     def rankings(self, inputs: Inputs) -> dict[int, Ranking]:
         """Each ranked partition's places in canonical order, and their gains."""
@@ -315,13 +493,26 @@ class _Plan:
 
     def of_group(self, rankings: Mapping[int, Ranking], members: Rows) -> list[Ranking]:
         """The rankings of a group's partitions."""
-        return [rankings[part] for part in np.unique(self.parts[members]).tolist()]
+        return [rankings[part] for part in np.unique(self.parts[members]).tolist() if part in rankings]
 
 
-def _shares(params: Mapping[str, Any], available: int, groups: npt.NDArray[np.int32]) -> dict[int, int]:
-    """Each group's share of the budget, in proportion to its size."""
-    names, sizes = np.unique(groups, return_counts=True)
-    shares = largest_remainder(sizes.astype(np.float64), _budget(params, available), sizes.astype(np.int64))
+def _shares(params: Mapping[str, Any], groups: npt.NDArray[np.int32], before: npt.NDArray[np.bool_]) -> dict[int, int]:
+    """How many rows to choose of each group: its share of the budget, in proportion to its size.
+
+    Where rows were kept before, what is left of the budget goes to the groups that have less than their share.
+    """
+    names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    there = np.bincount(group[before], minlength=len(names))
+    budget = _budget(params, len(groups))
+    if there.sum() > budget:
+        raise RecipeError(
+            f"select.budget {params['budget']} is {budget} rows, fewer than the {there.sum()} that the manifest in "
+            f"continue_from keeps; give at least {there.sum()}"
+        )
+    shares = largest_remainder(sizes.astype(np.float64), budget, sizes.astype(np.int64))
+    if there.any():
+        lacking = np.maximum(shares - there, 0).astype(np.float64)
+        shares = largest_remainder(lacking, budget - int(there.sum()), (sizes - there).astype(np.int64))
     return dict(zip(names.tolist(), shares.tolist(), strict=True))
 
 
@@ -332,6 +523,7 @@ def take(params: Mapping[str, Any], inputs: Inputs) -> Output:
     budget = _budget(params, len(rows))
     rng = generator(params)
     columns: dict[str, pa.Array] = {}
+    first = _in_order_of_then(inputs, rows)
     if params["method"] in _SPREAD:
         plan = _Plan.read(inputs)
         assert np.array_equal(plan.rows, rows)  # both in canonical order
@@ -341,9 +533,28 @@ def take(params: Mapping[str, Any], inputs: Inputs) -> Output:
             part[order] = plan.parts
             columns["partition"] = pa.array(part, pa.int32())
     else:
-        chosen, gains, facts = _uniform(params, inputs, rows, budget, rng), None, {}
+        chosen, gains, facts = _uniform(params, inputs, rows, budget, rng, first), None, {}
+    chosen = np.concatenate([first, chosen])
     facts = {"budget": budget, "method": params["method"], **facts}
     return _output(params, alive, order, chosen, gains, facts, columns)
+
+
+def _in_order_of_then(inputs: Inputs, rows: Rows) -> Rows:
+    """The places of the rows that were kept before, by their rank then."""
+    if not inputs.all("before"):
+        return np.empty(0, np.int64)
+    table = inputs.table("before")
+    by_row = np.argsort(rows)
+    kept, rank = table["row"].to_numpy(), table["rank"].to_numpy()
+    at = np.minimum(np.searchsorted(rows[by_row], kept), len(rows) - 1)
+    gone = kept[rows[by_row[at]] != kept]
+    if len(gone):
+        raise DataError(
+            f"select.continue_from: {len(gone)} of the {len(kept)} rows kept then have no usable content or vector now "
+            f"(rows {', '.join(map(str, gone[:10]))}): use the encoder of that run, or select anew"
+        )
+    places: Rows = by_row[at][np.argsort(rank)]
+    return places
 
 
 def whole(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -418,11 +629,20 @@ def _budget(params: Mapping[str, Any], available: int) -> int:
     return wanted
 
 
-def _uniform(params: Mapping[str, Any], inputs: Inputs, rows: Rows, budget: int, rng: np.random.Generator) -> Rows:
+def _uniform(
+    params: Mapping[str, Any], inputs: Inputs, rows: Rows, budget: int, rng: np.random.Generator, first: Rows
+) -> Rows:
+    """The rows drawn beside the `first` ones, which there are already."""
     from tamis.selectors.uniform import random, stratified
 
     if params["method"] == "stratified" or params["per"]:
         return stratified(_groups(inputs, rows, params["per"] or "label"), budget=budget, rng=rng).indices
+    if len(first):
+        others = np.setdiff1d(np.arange(len(rows)), first)
+        if len(first) >= budget:
+            _shares(params, np.zeros(len(rows), np.int32), np.isin(np.arange(len(rows)), first))
+            return np.empty(0, np.int64)
+        return others[random(len(others), budget=budget - len(first), rng=rng).indices]
     return random(len(rows), budget=budget, rng=rng).indices
 
 
@@ -433,18 +653,20 @@ def _from_partitions(
     from tamis.selectors.ingenious import draw_shares, overlap_diagnostics
 
     gains = np.full(len(plan.rows), np.nan)
-    chosen: list[Rows] = []
+    chosen: list[Rows] = [np.empty(0, np.int64)]
     objective = bound = 0.0
     overlaps: list[dict[str, int]] = []
-    shares = _shares(params, len(plan.rows), plan.groups)
+    before = kept_before(inputs, plan.rows)
+    shares = _shares(params, plan.groups, before)
     rankings = plan.rankings(inputs) if inputs.all("rankings") else {}
     lists = list(_listed(inputs))
+    proposed = inputs.table("proposals")["place"].to_numpy() if inputs.all("proposals") else None
     for group, share in shares.items():
         if not share:  # a small class may get nothing of a small budget
             continue
         members = np.flatnonzero(plan.groups == group)
         if plan.listed[members[0]]:
-            indices, own, most = _on_lists(lists, plan, rankings, members, share)
+            indices, own, most = _on_lists(lists, plan, proposed, before[members], members, share)
             gains[members] = own
         else:
             ranked = plan.of_group(rankings, members)
@@ -470,7 +692,7 @@ def _from_partitions(
     }
     if overlaps:
         facts["overlap"] = {key: sum(item[key] for item in overlaps) for key in overlaps[0]}
-    elif params["stop_gain"] is None:
+    elif params["stop_gain"] is None and not before.any():
         facts["certificate"] = {
             "objective": round(objective, 6),
             "upper_bound": round(bound, 6),
@@ -493,29 +715,49 @@ def _merged(rankings: list[Ranking], share: int) -> tuple[Rows, float]:
 
 
 def _on_lists(
-    lists: Sequence[Listed], plan: _Plan, rankings: Mapping[int, Ranking], members: Rows, share: int
+    lists: Sequence[Listed],
+    plan: _Plan,
+    proposed: Rows | None,
+    before: npt.NDArray[np.bool_],
+    members: Rows,
+    share: int,
 ) -> tuple[Rows, Floats, float]:
     """Greedy on a group's lists: the chosen places, each member's gain, and the bound on the listed objective."""
     from tamis.embeddings.grid import UNIT
-    from tamis.selectors.facility_location import on_neighbours, proposals_of
+    from tamis.selectors.facility_location import on_neighbours
     from tamis.selectors.greedy import Terms
 
-    proposals = None
-    if plan.parts[members[0]] in rankings:  # ranked and listed: the lists name proposals only
-        proposals = np.searchsorted(members, proposals_of(plan.of_group(rankings, members), share))
+    candidates = None
+    if proposed is not None or before.any():
+        open_to = ~before if proposed is None else ~before & np.isin(members, proposed, assume_unique=True)
+        candidates = np.flatnonzero(open_to)
     width = lists[0][1].shape[1]
     neighbours = np.full((len(members), width), -1, np.int32)
     similarity = np.zeros((len(members), width), np.uint16)
     for place, found, near in lists:
-        mine = np.isin(place, members)
-        at = np.searchsorted(members, place[mine])
+        mine = plan.groups[place] == plan.groups[members[0]]
+        at = plan.within[place[mine]]
         neighbours[at], similarity[at] = found[mine], near[mine]
-    trace = on_neighbours(neighbours, similarity, Terms(share, candidates=proposals), symmetric=proposals is None)
+    terms = Terms(share, low=_represented(neighbours, similarity, before), candidates=candidates)
+    trace = on_neighbours(neighbours, similarity, terms, symmetric=proposed is None)
     gains = trace.remaining / UNIT
-    if proposals is not None:  # the others were not looked at
-        gains[np.setdiff1d(np.arange(len(members)), proposals)] = np.nan
+    if candidates is not None:  # the others were not looked at
+        gains[np.setdiff1d(np.arange(len(members)), candidates)] = np.nan
     gains[trace.chosen] = trace.gains / UNIT
     return members[trace.chosen], gains, trace.bound / UNIT
+
+
+def _represented(
+    neighbours: npt.NDArray[np.int32], similarity: npt.NDArray[np.uint16], before: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint16] | None:
+    """Each row's similarity to the nearest of those kept before that it lists, or that list it."""
+    if not before.any():
+        return None
+    low: npt.NDArray[np.uint16] = np.where((neighbours >= 0) & before[neighbours], similarity, 0).max(axis=1)
+    found = neighbours[before]
+    listed = found >= 0
+    np.maximum.at(low, found[listed], similarity[before][listed])
+    return low
 
 
 def _listed(inputs: Inputs) -> Iterator[Listed]:
@@ -525,9 +767,12 @@ def _listed(inputs: Inputs) -> Iterator[Listed]:
 
 
 TASKS = {
-    "partition": Task(partition, version=2, packages=("numba",)),
+    "cells": Task(cells, packages=("numba",)),
+    "probe": Task(probe, packages=("numba",)),
+    "partition": Task(partition, version=3, packages=("numba",)),
     "rank": Task(rank, version=2, packages=("numba",)),
-    "list": Task(listing, packages=("numba",)),
-    "take": Task(take, version=2, packages=("numba",)),
+    "propose": Task(propose, packages=("numba",)),
+    "list": Task(listing, version=2, packages=("numba",)),
+    "take": Task(take, version=3, packages=("numba",)),
     "whole": Task(whole, libraries=("faiss",), packages=("faiss-cpu", "numba")),
 }
