@@ -158,3 +158,15 @@ def test_bad_images_are_marked():
         "image is in none of the formats JPEG, PNG, PPM, BMP, GIF, WEBP, TIFF, or its header is damaged",
         "image is damaged or truncated",
     ]
+
+
+def test_vectors_of_a_fixed_size_have_the_hashes_of_lists():
+    rows = [[0.5, -1.25], [3.0, float("nan")], [-0.0, 1e30]]
+    for kind in (pa.float16(), pa.float32(), pa.float64(), pa.int32()):
+        given = [[1, 2], [3, 4], [5, 6]] if kind == pa.int32() else rows[:1] if kind == pa.float16() else rows
+        lists = pa.table({"vectors": pa.array(given, pa.list_(kind))})
+        fixed = pa.table({"vectors": pa.array(given, pa.list_(kind, 2))})
+        assert hexes(fixed, "vectors") == hexes(lists, "vectors")
+        assert hexes(fixed.slice(1), "vectors") == hexes(lists, "vectors")[1:]
+    some = pa.table({"vectors": pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2))})
+    assert hexes(some, "vectors")[0] == hexes(some.slice(0, 1), "vectors")[0]

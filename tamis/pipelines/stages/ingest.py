@@ -103,12 +103,20 @@ def content_hashes(table: pa.Table, roles: tuple[str, ...]) -> pa.Array:
 
 def _encoded(column: pa.Array, role: str) -> Iterable[bytes | None]:
     if role == "vectors":
-        return [None if item is None else np.asarray(item, np.float64).tobytes() for item in column.to_pylist()]
+        return _encoded_vectors(column)
     if role == "image":
         return (item.as_py() for item in column)  # one at a time: a block of them can be large
     if role == "tokens":
         return (np.asarray(item.values.fill_null(-1), "<i8").tobytes() if item.is_valid else None for item in column)
     return [None if item is None else item.encode("utf-8") for item in column.to_pylist()]
+
+
+def _encoded_vectors(column: pa.Array) -> Iterable[bytes | None]:
+    """The numbers of each vector as float64."""
+    if pa.types.is_fixed_size_list(column.type) and not column.null_count and not column.flatten().null_count:
+        matrix = column.flatten().to_numpy(zero_copy_only=False).astype("<f8").reshape(len(column), -1)
+        return (row.tobytes() for row in matrix)
+    return (None if item is None else np.asarray(item, np.float64).tobytes() for item in column.to_pylist())
 
 
 def sample_table(table: pa.Table, fields: Mapping[str, str]) -> pa.Table:
@@ -161,7 +169,8 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
     problem[undecodable == LONE_SURROGATE] = "lone surrogate in a JSON string"
     bad = pa.array(problem != "")
     payload = tuple(role for role in roles if role != "label")
-    hashes = {"content_hash": content_hashes(table, roles), "payload_hash": content_hashes(table, payload)}
+    content = content_hashes(table, roles)
+    hashes = {"content_hash": content, "payload_hash": content if payload == roles else content_hashes(table, payload)}
     for role, nothing in (("text", ""), ("image", b"")):  # no stage may read a bad row's content, which can be huge
         if role in fields:
             column = table[role].combine_chunks()
