@@ -114,7 +114,7 @@ def _encoded(column: pa.Array, role: str) -> Iterable[bytes | None]:
 def _encoded_vectors(column: pa.Array) -> Iterable[bytes | None]:
     """The numbers of each vector as float64."""
     if pa.types.is_fixed_size_list(column.type) and not column.null_count and not column.flatten().null_count:
-        matrix = column.flatten().to_numpy(zero_copy_only=False).astype("<f8").reshape(len(column), -1)
+        matrix = column.flatten().to_numpy(zero_copy_only=False).astype("<f8").reshape(-1, column.type.list_size)
         return (row.tobytes() for row in matrix)
     return (None if item is None else np.asarray(item, np.float64).tobytes() for item in column.to_pylist())
 
