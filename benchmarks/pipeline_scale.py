@@ -17,7 +17,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,15 +85,15 @@ def watched() -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def together() -> float:
-    """Bytes of this process and all below it, shared ones counted once."""
-    own = psutil.Process()
-    total = 0.0
-    for process in (own, *own.children(recursive=True)):
-        try:
+def together(own: psutil.Process | None = None) -> float:
+    """Bytes of a process (this one) and all below it, shared ones counted once."""
+    own = own or psutil.Process()
+    total, processes = 0.0, [own]
+    with suppress(psutil.Error):
+        processes += own.children(recursive=True)
+    for process in processes:
+        with suppress(psutil.Error):  # it has ended
             total += process.memory_full_info().pss
-        except psutil.Error:
-            continue  # it has ended
     return total
 
 

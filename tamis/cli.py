@@ -82,6 +82,7 @@ def main() -> None:
 @_WORKERS
 @_LIMIT
 @_SET
+@click.option("--anyway", is_flag=True, help="Run although memory or disk will not suffice, as far as can be foreseen.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop after so many seconds, resumable.")
 @_JSON
 @_errors
@@ -94,6 +95,7 @@ def run(
     workers: int | None,
     limit: int | None,
     overrides: tuple[str, ...],
+    anyway: bool,
     timeout: float | None,
     as_json: bool,
 ) -> None:
@@ -114,6 +116,7 @@ def run(
             workers=workers,
             limit=limit,
             overrides=overrides,
+            anyway=anyway,
             timeout=timeout,
             on_event=progress.on_event,
         )
@@ -179,7 +182,7 @@ def plan(
     Example: tamis plan recipe.yaml --out runs/first --set select.budget=0.1
     """
     from tamis.errors import OutputError
-    from tamis.pipelines.estimate import estimate
+    from tamis.pipelines.estimate import check_fits, estimate
     from tamis.pipelines.explain import why_not_cached
     from tamis.pipelines.plan import pending
     from tamis.pipelines.resources import usable_cores
@@ -191,10 +194,11 @@ def plan(
         previous: dict[str, Any] | None = read_run(out)
     except OutputError:
         previous = None
-    todo = pending(planned, cached(planned, out.resolve()))
+    done = cached(planned, out.resolve())
+    todo = pending(planned, done)
     names = {node.name for node in todo}
     reasons = why_not_cached(planned, names, previous)
-    total = estimate(planned, todo, workers)
+    total = estimate(planned, todo, workers, done)
     facts = {
         "rows": planned.rows,
         "workers": workers,
@@ -204,7 +208,9 @@ def plan(
                 "tasks": len(stage.nodes),
                 "to_run": sum(name in names for name in stage.nodes),
                 "why": reasons.get(stage.label, "cached"),
-                "seconds": estimate(planned, [planned.nodes[name] for name in stage.nodes if name in names], 1).seconds,
+                "seconds": estimate(
+                    planned, [planned.nodes[name] for name in stage.nodes if name in names], 1, done
+                ).seconds,
             }
             for stage in planned.stages
         ],
@@ -215,6 +221,7 @@ def plan(
         },
     }
     _print(facts, as_json, _show_plan)
+    check_fits(total, next(parent for parent in (out, *out.resolve().parents) if parent.is_dir()), workers)
 
 
 @main.command()

@@ -1,135 +1,377 @@
-"""What a plan will take, before it runs: time, memory and disk for each node, from measured unit costs.
+"""What a plan will take, before it runs: time, memory and disk, from measured unit costs; and whether it fits.
 
-The units were measured on one core of a two-core server with AVX-512. Another machine is faster or slower by a
-factor, the same for all stages: read the sums as the order of magnitude, the shares as what to change.
+The units were measured on one core of a two-core server with AVX-512; a probe of a tenth of a second says how much
+faster or slower this machine is. Rows that a stage will find to be duplicates cannot be foreseen: what is done already
+counts with the rows that it left, what is not with those that a recipe surely drops.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import shutil
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+import numpy as np
 
-    from tamis.pipelines.node import Node
+from tamis.embeddings.neighbours import PROBES
+from tamis.errors import OutputError, RecipeError
+from tamis.pipelines.resources import available_memory
+from tamis.pipelines.sources import read_rows
+from tamis.pipelines.stages.select import AUTO_PARTITION_ROWS
+from tamis.selectors.selection import resolve_budget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from tamis.pipelines.node import Artifact, Node
     from tamis.pipelines.plan import Plan
 
-_BASE_BYTES = 260 << 20  # a worker with its libraries
-_TORCH_BYTES = 600 << 20  # torch, transformers and a small encoder on top
-_START_SECONDS = 4.0  # starting worker processes
-
-# Seconds for each row, on one core.
-_ROW_SECONDS = {
-    "ingest.block": 2e-5,
-    "ingest.index": 4e-6,
-    "embed.fit": 8e-5,
-    "embed.check": 1e-6,
-    "dedup.exact": 2e-6,
-    "dedup.near": 1e-5,
-    "dedup.gather": 1e-6,
-    "cluster.assign": 1e-5,
-    "cluster.gather": 1e-6,
-    "score.fold": 4e-5,
-    "score.join": 1e-6,
-    "score.read": 1e-5,
-    "prune.loss": 1e-6,
-    "prune.density": 2e-6,
-    "select.cells": 2e-6,
-    "select.probe": 1e-5,
-    "select.partition": 2e-6,
-    "select.propose": 2e-6,
-    "select.take": 3e-6,
-    "select.list": 6e-5,
-    "select.whole": 1e-4,
-    "schedule.seta": 2e-6,
-    "reweight.loss": 1e-6,
-    "commit.manifest": 1e-5,
-}
-_ENCODE_SECONDS = {"lsa": 3e-5, "pixels": 2e-5, "sentence": 5.5e-3, "transformers": 5.5e-3, "vectors": 1e-6}
+_MIB = 1 << 20
+_MAIN_BYTES = 240 * _MIB  # the process that schedules
+_WORKER_BYTES = 130 * _MIB  # a worker with what every task needs
+_TORCH_BYTES = 700 * _MIB  # torch, transformers and a small encoder on top
+_MAPPED_BYTES = 256 * _MIB  # of the embeddings, which workers share
+_START_SECONDS = 3.5  # starting worker processes
+_NODE_SECONDS = 0.012  # scheduling a node, and writing its file and record
+_FLOPS = 6e10  # of one core, in products of float32 matrices
+_SAMPLED_ROWS = 256
+_EFFECT_BYTES = 34  # row, decision, reason, kept row, score
 _NEURAL = ("sentence", "transformers")
+_ENCODE_SECONDS = {"lsa": 1.5e-6, "sentence": 1.1e-4, "transformers": 1.1e-4}  # for each byte of text
 _IMAGE_SECONDS, _IMAGE_BYTE_SECONDS = 6e-5, 2e-8  # decoding an image, and for each byte of it
-_EFFECT_BYTES = 45  # row, decision, reason, kept row, score and a column
+_PROBE_SECONDS = 0.0205  # what `pace` measures where the units were measured
+
+# By the memory that a task takes: what makes it less.
+_KNOBS = {
+    "embed.fit": "embed.fit_rows",
+    "embed.fit_pixels": "embed.fit_rows",
+    "embed.block": "block_rows",
+    "ingest.block": "block_rows",
+    "cluster.fit": "fit_rows of the stage",
+    "score.fold": "score.fit_rows",
+    "select.rank": "select.partition_rows",
+    "select.partition": "select.partition_rows",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a node takes: seconds of one core, bytes of memory beyond the process's own, bytes on disk."""
+
+    seconds: float
+    memory: float = 0.0
+    disk: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Expected use. `seconds` is the work of one core; `wall_seconds` what the workers make of it."""
+    """Expected use of a run.
+
+    Attributes:
+        seconds: The work, on one core.
+        wall_seconds: What the workers make of it.
+        peak_bytes: Memory of all processes together.
+        disk_bytes: What is written to the working folder.
+        widest: The task that takes the most memory.
+    """
 
     seconds: float
     wall_seconds: float
     peak_bytes: int
     disk_bytes: int
+    widest: str = ""
 
 
-def estimate(plan: Plan, nodes: Iterable[Node], workers: int) -> Estimate:
-    """Estimate what running `nodes` takes with `workers` processes."""
-    seconds, widest, disk = 0.0, 0.0, 0.0
-    serial = 0.0
-    base = _BASE_BYTES
-    for node in nodes:
-        if node.params.get("encoder") in _NEURAL:
-            base = _BASE_BYTES + _TORCH_BYTES  # a worker keeps what it has loaded
-        own, memory, written = _node(plan, node)
-        seconds += own
-        serial += 0.0 if node.name.count("/") == 2 else own
-        widest, disk = max(widest, memory), disk + written
-    if not seconds:
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What the cost of a node depends on, beside its parameters."""
+
+    rows: int  # that reach its stage
+    dataset_rows: int
+    block_rows: int
+    dim: int
+    content: float  # bytes of a row's content
+    width: float  # bytes of a row's id and label
+    images: bool
+    config: Mapping[str, Any]  # of the stage
+
+
+def estimate(plan: Plan, nodes: Iterable[Node], workers: int, done: Mapping[str, Artifact] | None = None) -> Estimate:
+    """Estimate what running some nodes takes.
+
+    Args:
+        plan: The plan.
+        nodes: Those that must run.
+        workers: Worker processes.
+        done: The records of the others; what they left says how many rows the rest has to do with.
+    """
+    todo = list(nodes)
+    if not todo:
         return Estimate(0.0, 0.0, 0, 0)
-    wall = _START_SECONDS + serial + (seconds - serial) / workers
-    return Estimate(round(seconds, 1), round(wall, 1), int(workers * (base + widest)), int(disk))
+    sizes = _sizes(plan, done or {})
+    alone = spread = 0.0
+    disk, widest = 0.0, (0.0, "")
+    base = _WORKER_BYTES
+    for node in todo:
+        if node.params.get("encoder") in _NEURAL:
+            base = _WORKER_BYTES + _TORCH_BYTES  # a worker keeps what it has loaded
+        cost = _COSTS[node.task](sizes[node.stage], node)
+        disk += cost.disk
+        parallel = node.name.count("/") == 2
+        if parallel:
+            spread += cost.seconds + _NODE_SECONDS
+        else:
+            alone += cost.seconds + _NODE_SECONDS
+        widest = max(widest, ((workers if parallel else 1) * cost.memory, node.task))
+    seconds = (alone + spread) * pace()
+    wall = (alone + spread / workers) * pace()
+    embedded = sum(4.0 * sizes[-1].dataset_rows * sizes[-1].dim for node in todo if node.task == "commit.manifest")
+    peak = _MAIN_BYTES + workers * base + widest[0] + min(_MAPPED_BYTES, embedded)
+    return Estimate(round(seconds, 1), round(_START_SECONDS + wall, 1), int(peak), int(disk), widest[1])
 
 
-def _node(plan: Plan, node: Node) -> tuple[float, float, float]:
-    """Seconds, bytes of memory beyond the base, bytes on disk of one node."""
-    params, rows = node.params, plan.rows
-    dim = _dim(plan)
-    size = sum(source.bytes for source in plan.sources) / max(1, sum(source.rows for source in plan.sources))
-    of_images = "image_size" in params or params.get("encoder") == "pixels" or "image" in params.get("fields", ())
-    decoding = of_images * (_IMAGE_SECONDS + size * _IMAGE_BYTE_SECONDS)
-    if node.task == "ingest.block":
-        rows = params["stop"] - params["start"]
-        return rows * (_ROW_SECONDS[node.task] + decoding), 4 * rows * size, rows * (2 * size + 60)
-    if node.task == "embed.fit_pixels":
-        rows, values = min(rows, params["fit_rows"]), params["image_size"] ** 2  # in grey
-        return rows * (decoding + 2 * values**2 / 3e10), rows * values + 24 * values**2, 4 * values * dim
-    if node.task == "embed.block":
-        rows = min(rows, plan.recipe.block_rows)
-        seconds = rows * (_ENCODE_SECONDS[params["encoder"]] + decoding)
-        return seconds, rows * (12 * dim + of_images * 2 * size), rows * (4 * dim + 4)
-    if node.task == "cluster.fit":
-        k = round(math.sqrt(rows)) if params["n_clusters"] == "auto" else params["n_clusters"]
-        sample = min(rows, params["fit_rows"])
-        return sample * k * dim * params["iterations"] / 8e9 + 0.05, 8 * sample * dim, 4 * k * dim
-    if node.task == "dedup.pairs":
-        share, probes = rows / params["shards"], 4
-        held = min(rows, (1 + 3 * (probes > 1)) * share)  # with visitors, a few cells' at a time
-        return probes * share * 1000 * dim / 2e10 + share * 2e-5, 4e6 + 8 * held * dim, share * 20
-    if node.task == "select.rank":
-        size = min(rows, _param_of_input(plan, node, "partitions", "partition_rows"))
-        return (
-            size * size * (dim / 5e10 + 8e-9),
-            2.4 * size * size + 8 * size * dim,
-            20 * rows / params["shards"],
+def check_fits(needed: Estimate, folder: Path, workers: int) -> None:
+    """Refuse a run that will not fit into the machine's memory or the folder's disk.
+
+    Args:
+        needed: What it needs.
+        folder: Where it writes; exists.
+        workers: Worker processes.
+
+    Raises:
+        RecipeError: It needs more memory than there is.
+        OutputError: It needs more disk than is free.
+    """
+    memory, disk = available_memory(), shutil.disk_usage(folder).free
+    if needed.peak_bytes > memory:
+        knob = _KNOBS.get(needed.widest)
+        smaller = f"a smaller {knob}, " if knob else ""
+        fewer = f"fewer --workers (now {workers}), " if workers > 1 else ""
+        raise RecipeError(
+            f"the run needs about {needed.peak_bytes / 2**30:.1f} GiB of memory, most of it in {needed.widest}, and "
+            f"{memory / 2**30:.1f} GiB are available: give {fewer}{smaller}a --limit, or --anyway to try"
         )
-    if node.task == "score.fold":
-        return rows * dim * _ROW_SECONDS[node.task] / 128, 20 * rows * dim, 24 * rows / params["folds"]
-    if node.task == "cluster.assign":
-        rows = min(rows, plan.recipe.block_rows)
-        return rows * _ROW_SECONDS[node.task], 8 * rows * dim, 12 * rows
-    return rows * _ROW_SECONDS[node.task], 200 * rows, _EFFECT_BYTES * rows
+    if needed.disk_bytes > disk:
+        raise OutputError(
+            f"the run writes about {needed.disk_bytes / 2**30:.2f} GiB below {folder}, where {disk / 2**30:.2f} GiB "
+            "are free: free space, give another --out, or --anyway to try"
+        )
 
 
-def _param_of_input(plan: Plan, node: Node, role: str, name: str) -> int:
-    """A parameter of the first node that a node has as its input in some role."""
-    (source, _, _) = node.inputs[role][0]
-    return int(plan.nodes[source].params[name])
+def pace() -> float:
+    """How many times longer this machine takes for the same work than the one that the units were measured on."""
+    global _pace
+    if _pace is None:
+        _pace = min(_probe() for _ in range(4)) / _PROBE_SECONDS
+    return _pace
+
+
+_pace: float | None = None
+
+
+def _probe() -> float:
+    """Seconds for a little of everything: products, hashing, and Python."""
+    matrix = np.ones((256, 256), np.float32)
+    data = bytes(4 * _MIB)
+    start = time.perf_counter()
+    for _ in range(8):
+        matrix @ matrix
+    hashlib.sha256(data)
+    sum(len(str(i)) for i in range(50_000))
+    return time.perf_counter() - start
+
+
+def _sizes(plan: Plan, done: Mapping[str, Artifact]) -> list[_Sizes]:
+    """The sizes of every stage."""
+    content, width = _bytes_of_a_row(plan)
+    dim = _dim(plan)
+    images = "image" in plan.recipe.dataset.fields
+    found = []
+    rows = plan.rows
+    for number, stage in enumerate(plan.stages):
+        # An effect has a row for each that reached its stage.
+        known = [done[name].rows for name in stage.nodes if name in done and name.count("/") == 1 and number]
+        rows = min(rows, max(known, default=rows))
+        found.append(_Sizes(rows, plan.rows, plan.recipe.block_rows, dim, content, width, images, stage.config))
+        rows = _left(stage.kind, stage.config, rows, plan.rows)
+    return found
+
+
+def _left(kind: str, config: Mapping[str, Any], rows: int, dataset_rows: int) -> int:
+    """How many rows a stage leaves, as far as its part of the recipe says."""
+    if kind == "prune" and config["method"] == "density":
+        return min(rows, _amount(config["keep"], rows))
+    if kind == "prune":
+        return round(rows * (1 - config["drop_highest"] - config["drop_lowest"]))
+    if kind == "select":
+        return min(rows, _amount(config["budget"], dataset_rows))
+    return rows
+
+
+def _amount(given: int | float, rows: int) -> int:
+    """How many rows a fraction or a count means, whether there are as many or not."""
+    return resolve_budget(given, rows) if isinstance(given, float) else given
+
+
+def _bytes_of_a_row(plan: Plan) -> tuple[float, float]:
+    """Bytes of a row's content, and of its id and label, on average over the first rows of the largest file."""
+    source = max(plan.sources, key=lambda source: source.rows)
+    count = min(source.rows, _SAMPLED_ROWS)
+    fields = plan.recipe.dataset.fields
+    if not count:
+        return 0.0, 0.0
+    table, _ = read_rows(source, list(dict.fromkeys(fields.values())), 0, count)
+    sizes = {role: table[name].nbytes / count for role, name in fields.items()}
+    width = sum(sizes.pop(role, 0.0) for role in ("id", "label"))
+    return sum(sizes.values()), width
 
 
 def _dim(plan: Plan) -> int:
-    for stage in plan.stages:
+    for stage in reversed(plan.stages):
         if stage.kind == "embed":
-            config: Mapping[str, Any] = stage.config
-            return int(config["dim"]) if config["encoder"] in ("lsa", "pixels") else 384
+            if stage.config["encoder"] in ("lsa", "pixels"):
+                return int(stage.config["dim"])
+            fields = plan.recipe.dataset.fields
+            if stage.config["encoder"] == "vectors" and "vectors" in fields:
+                row, _ = read_rows(plan.sources[0], [fields["vectors"]], 0, min(1, plan.sources[0].rows))
+                return len(row.column(0)[0]) if row.num_rows and row.column(0)[0].is_valid else 384
+            return 384
     return 1
+
+
+def _block(sizes: _Sizes) -> int:
+    """Rows of a block."""
+    return min(sizes.dataset_rows, sizes.block_rows)
+
+
+def _ingest(sizes: _Sizes, node: Node) -> Cost:
+    rows = node.params["stop"] - node.params["start"]
+    decoding = sizes.images * (_IMAGE_SECONDS + sizes.content * _IMAGE_BYTE_SECONDS)
+    seconds = rows * (4e-6 + 8e-9 * sizes.content + decoding)
+    return Cost(seconds, rows * 6 * (sizes.content + 100), rows * (sizes.content + sizes.width + 60))
+
+
+def _encode(sizes: _Sizes, node: Node) -> Cost:
+    rows, encoder = _block(sizes), node.params["encoder"]
+    decoding = sizes.images * (_IMAGE_SECONDS + sizes.content * _IMAGE_BYTE_SECONDS)
+    seconds = rows * (_ENCODE_SECONDS.get(encoder, 0.0) * sizes.content + 2e-6 + decoding)
+    return Cost(seconds, rows * (16 * sizes.dim + 4 * sizes.content), rows * (4 * sizes.dim + 4))
+
+
+def _fit_lsa(sizes: _Sizes, node: Node) -> Cost:
+    rows = min(sizes.rows, node.params["fit_rows"])
+    terms = min(node.params["max_features"], 10 * rows)
+    dim = node.params["dim"]
+    return Cost(
+        rows * 4e-6 * sizes.content + (rows + terms) * dim**2 * 16 / _FLOPS + 0.5,
+        rows * 8 * sizes.content + 32 * dim * (rows + terms),
+        terms * (4 * dim + 20),
+    )
+
+
+def _fit_pixels(sizes: _Sizes, node: Node) -> Cost:
+    rows, values = min(sizes.rows, node.params["fit_rows"]), node.params["image_size"] ** 2  # in grey
+    seconds = rows * (_IMAGE_SECONDS + 2 * values**2 / 3e10)
+    return Cost(seconds, rows * values + 24 * values**2, 4 * values * sizes.dim)
+
+
+def _fit_clusters(sizes: _Sizes, node: Node) -> Cost:
+    sample = min(sizes.rows, node.params["fit_rows"])
+    k = _clusters(sizes, node.params["auto"])
+    seconds = 2.4 * sample * k * sizes.dim * node.params["iterations"] / _FLOPS + 0.2
+    return Cost(seconds, 12 * sample * sizes.dim, 4 * k * sizes.dim)
+
+
+def _clusters(sizes: _Sizes, auto: str) -> int:
+    if sizes.config["n_clusters"] != "auto":
+        return int(sizes.config["n_clusters"])
+    return round(math.sqrt(sizes.rows)) if auto == "sqrt" else math.ceil(sizes.rows / 1000)
+
+
+def _assign(sizes: _Sizes, node: Node) -> Cost:  # noqa: ARG001
+    rows, k = _block(sizes), _clusters(sizes, "sqrt" if sizes.config["kind"] == "cluster" else "per_1000")
+    return Cost(rows * (k * (2 * sizes.dim / _FLOPS + 1e-9) + 1e-6), 64 * _MIB, rows * 24)
+
+
+def _pairs(sizes: _Sizes, node: Node) -> Cost:
+    share = sizes.rows / node.params["shards"]
+    seconds = share * (4000 * (2 * sizes.dim / _FLOPS + 0.6e-9) + 3e-6)
+    return Cost(seconds, 32 * _MIB + 8 * min(sizes.rows, 65_536) * sizes.dim, share * 60)
+
+
+def _rank(sizes: _Sizes, node: Node) -> Cost:
+    given = sizes.config["partition_rows"]
+    size = min(sizes.rows, AUTO_PARTITION_ROWS if given == "auto" else given)
+    engine = sizes.config["engine"] if sizes.config["method"] == "facility_location" else "ranked"
+    if engine == "sparse" or (engine == "auto" and size < sizes.rows):
+        return Cost(0.0)
+    many = max(1.0, sizes.rows / size / node.params["shards"])  # partitions in a shard
+    size = min(size, 300) if engine == "partitioned" else size
+    seconds = size * size * (2 * sizes.dim / _FLOPS + 4e-9)
+    return Cost(many * seconds, 2.4 * size * size + 8 * size * sizes.dim, many * 20 * size)
+
+
+def _probe_cells(sizes: _Sizes, node: Node) -> Cost:  # noqa: ARG001
+    rows = min(sizes.rows, 16_384) * sizes.rows / sizes.dataset_rows
+    cells = 4 * math.sqrt(sizes.rows)
+    seconds = rows * cells * (2 * sizes.dim / _FLOPS + 0.5e-9)
+    return Cost(seconds, 64 * _MIB + 6 * rows * sizes.dim, rows * 110)
+
+
+def _list(sizes: _Sizes, node: Node) -> Cost:
+    rows = sizes.rows / node.params["shards"]
+    compared = PROBES * math.sqrt(sizes.rows) / 4
+    seconds = rows * compared * (2 * sizes.dim / _FLOPS + 0.7e-9)
+    return Cost(seconds, 16_384 * 500 + 8 * min(sizes.rows, 200_000) * sizes.dim, rows * 200)
+
+
+def _fold(sizes: _Sizes, node: Node) -> Cost:
+    rows = min(sizes.rows, node.params["fit_rows"])
+    return Cost(rows * sizes.dim * 8e-7, 20 * rows * sizes.dim, 20 * sizes.rows / node.params["folds"])
+
+
+def _by_row(seconds: float, memory: float, disk: float = 0.0) -> Callable[[_Sizes, Node], Cost]:
+    """So many seconds, bytes of memory and of disk for each row that reaches the stage."""
+
+    def cost(sizes: _Sizes, node: Node) -> Cost:  # noqa: ARG001
+        return Cost(sizes.rows * seconds, sizes.rows * memory, sizes.rows * disk)
+
+    return cost
+
+
+_COSTS: Mapping[str, Callable[[_Sizes, Node], Cost]] = {
+    "ingest.block": _ingest,
+    "ingest.index": _by_row(1.7e-6, 500, 110),
+    "ingest.before": _by_row(1e-6, 200, 16),
+    "embed.fit": _fit_lsa,
+    "embed.fit_pixels": _fit_pixels,
+    "embed.block": _encode,
+    "embed.check": _by_row(3e-7, 100, _EFFECT_BYTES),
+    "cluster.fit": _fit_clusters,
+    "cluster.assign": _assign,
+    "cluster.gather": _by_row(2e-7, 100, _EFFECT_BYTES + 8),
+    "dedup.exact": _by_row(9e-7, 150, _EFFECT_BYTES),
+    "dedup.gather": _by_row(3e-7, 100, 28),
+    "dedup.pairs": _pairs,
+    "dedup.near": _by_row(4e-6, 400, _EFFECT_BYTES),
+    "score.fold": _fold,
+    "score.join": _by_row(5e-7, 150, _EFFECT_BYTES + 8),
+    "score.read": _by_row(3e-6, 300, _EFFECT_BYTES + 8),
+    "prune.loss": _by_row(1e-6, 150, _EFFECT_BYTES),
+    "prune.density": _by_row(1e-6, 150, _EFFECT_BYTES),
+    "select.cells": _by_row(4e-6, 100),
+    "select.probe": _probe_cells,
+    "select.partition": _by_row(2e-6, 400, 150),
+    "select.rank": _rank,
+    "select.propose": _by_row(2e-6, 100, 8),
+    "select.list": _list,
+    "select.take": _by_row(7e-6, 900, _EFFECT_BYTES + 12),
+    "select.whole": _by_row(1e-4, 2000, _EFFECT_BYTES + 12),
+    "schedule.seta": _by_row(2e-6, 100, _EFFECT_BYTES + 2),
+    "reweight.loss": _by_row(1e-6, 100, _EFFECT_BYTES + 4),
+    "commit.manifest": _by_row(1e-6, 0),
+}

@@ -13,11 +13,34 @@ if TYPE_CHECKING:
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
 
 
 def usable_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def available_memory() -> int:
+    """Bytes that new processes may use: what the machine has free, or a container's limit leaves of it."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in _CGROUPS:
+        try:
+            free = min(free, int(limit.read_text()) - int(used.read_text()) + _cached(limit.parent / "memory.stat"))
+        except (OSError, ValueError):  # no such group, or no limit in it
+            continue
+    return max(0, free)
+
+
+def _cached(statistics: Path) -> int:
+    """Bytes of files that a group holds in memory and that the kernel would give back."""
+    lines = (line.split() for line in statistics.read_text().splitlines())
+    return next((int(value) for name, value in lines if name in ("inactive_file", "total_inactive_file")), 0)
 
 
 @contextmanager

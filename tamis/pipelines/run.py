@@ -64,6 +64,7 @@ def run(
     workers: int | None = None,
     limit: int | None = None,
     overrides: str | tuple[str, ...] = (),
+    anyway: bool = False,
     timeout: float | None = None,
     on_event: OnEvent | None = None,
 ) -> Run:
@@ -80,6 +81,7 @@ def run(
         workers: Worker processes; default: the usable cores. The result does not depend on it.
         limit: Only the first `limit` rows.
         overrides: `stage.key=value`, as on the command line.
+        anyway: Whether to run although memory or disk will not suffice, as far as can be foreseen.
         timeout: Seconds after which the run stops, resumable, with StoppedError.
         on_event: Called with each event as it is logged.
 
@@ -124,6 +126,11 @@ def run(
                 workers=workers,
             )
             write_atomic(folder / ATTEMPT, described)
+            if todo and not anyway and not damaged and scheduler is None:  # its workers have memory of their own
+                from tamis.pipelines.estimate import check_fits, estimate
+
+                count = 1 if executor == "sync" else min(workers, len(todo))
+                check_fits(estimate(plan, todo, count, done), folder, count)
             try:
                 _execute(plan, folder, todo, executor, scheduler, workers, events, ran, check)
                 opened = open_manifest(folder)

@@ -54,6 +54,7 @@ ORDERS = {
     "facility_location": [EMBED, select("facility_location")],
     "facility_location_in_cells": [EMBED, select("facility_location", partition_rows=50)],
     "facility_location_per_label_in_cells": [EMBED, select("facility_location", per="label", partition_rows=30)],
+    "facility_location_per_label_all_small": [EMBED, select("facility_location", per="label", partition_rows=150)],
     "facility_location_of_one": [EMBED, select("facility_location", 1, per="label")],
     "ingenious": [EMBED, select("ingenious")],
     "ingenious_per_label": [EMBED, select("ingenious", per="label", temperature=0.5, scale_free=True)],

@@ -49,7 +49,7 @@ Floats = npt.NDArray[np.float64]
 Ranking = tuple[Rows, Floats]
 Listed = tuple[Rows, npt.NDArray[np.int32], npt.NDArray[np.uint16]]
 
-_AUTO_PARTITION_ROWS = 16_384  # its kernel takes 512 MiB
+AUTO_PARTITION_ROWS = 16_384  # its kernel takes 512 MiB
 _LISTED_ROWS = 16_384  # rows that one task seeks neighbours for
 _SPREAD = ("facility_location", "ingenious")
 _LISTING = ("sparse", "partitioned")
@@ -124,7 +124,7 @@ def _spread(
 ) -> dict[str, list[Any]]:
     """The nodes before the last one: partitions, rankings, and lists of neighbours."""
     embeddings = list(flow.need_embeddings(f"select with method {config.method}"))
-    limit = _AUTO_PARTITION_ROWS if config.partition_rows == "auto" else int(config.partition_rows)
+    limit = AUTO_PARTITION_ROWS if config.partition_rows == "auto" else int(config.partition_rows)
     blocks = "blocks" if config.blocks == "random" else "cells"
     engine: str = blocks if config.method == "ingenious" else config.engine
     params: dict[str, Any] = {"engine": engine, "partition_rows": limit, "per": config.per}
@@ -198,7 +198,7 @@ def cells(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
     alive, order = canonical(inputs)
     rows = alive[order]
-    owners, centroids, probes = [np.empty(0, np.int32)], [], 0
+    owners, centroids, probes = [np.empty(0, np.int32)], [], 1
     with one_blas_thread():
         for group, members, engine in _engines(params, _groups(inputs, rows, params["per"])):
             if engine not in _LISTING:
