@@ -206,7 +206,7 @@ def _left(kind: str, config: Mapping[str, Any], rows: int, dataset_rows: int) ->
     if kind == "prune" and config["method"] == "density":
         return min(rows, _amount(config["keep"], rows))
     if kind == "prune":
-        return round(rows * (1 - config["drop_highest"] - config["drop_lowest"]))
+        return round(rows * float(1 - config["drop_highest"] - config["drop_lowest"]))
     if kind == "select":
         return min(rows, _amount(config["budget"], dataset_rows))
     return rows
