@@ -4,39 +4,53 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-_lock = threading.Lock()
-_users = 0
-_limiter: Any = None
 
+class Shared:
+    """A setting of the whole process, which concurrent bodies share: the first sets it and the last restores it.
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread for the body.
+    (Each restoring on its own would let one body end the setting under another.)
 
-    The limit is a setting of the whole process, so concurrent bodies share it: the first sets it and the last
-    restores it. (Each restoring on its own would let one body end the limit under another.)
+    Args:
+        setting: Makes the context manager that sets and restores.
     """
+
+    def __init__(self, setting: Callable[[], AbstractContextManager[object]]) -> None:
+        self._setting = setting
+        self._lock = threading.Lock()
+        self._users = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Hold the setting for the body."""
+        with self._lock:
+            if self._users == 0:
+                self._entered = self._setting()
+                self._entered.__enter__()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._entered.__exit__(None, None, None)
+
+
+def _blas_limit() -> AbstractContextManager[object]:
     from threadpoolctl import threadpool_limits
 
-    global _users, _limiter
-    with _lock:
-        if _users == 0:
-            _limiter = threadpool_limits(limits=1, user_api="blas")
-        _users += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                _limiter.restore_original_limits()
-                _limiter = None
+    limit: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limit
+
+
+one_blas_thread = Shared(_blas_limit)
+"""Limit BLAS to one thread for the body; of libraries that are loaded by then."""
 
 
 def each(threads: int, work: Callable[[int], None], parts: Iterable[int]) -> None:

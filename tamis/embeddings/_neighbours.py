@@ -14,6 +14,7 @@ UInt16 = npt.NDArray[np.uint16]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 
@@ -54,6 +55,23 @@ def top_columns(tile: Float32, scale: Float32, out: Int32) -> None:
                     top[place] = v
                     out[r, place] = j0 + j
                     least = top[count - 1] if filled == count else least
+
+
+@njit(cache=True, nogil=True)
+def add_rows(rows: Float32, labels: Int32, first: int, sums: Float64) -> None:
+    """Add each row to the sum of its cluster, in the order of the rows.
+
+    Args:
+        rows: float32[m, d].
+        labels: int32[m] >= 0, the clusters.
+        first: The cluster of the first sum.
+        sums: float64[w, d] of the clusters first .. first + w - 1, added to.
+    """
+    for r in range(rows.shape[0]):
+        c = labels[r] - first
+        if 0 <= c < sums.shape[0]:
+            for j in range(rows.shape[1]):
+                sums[c, j] += rows[r, j]
 
 
 @njit(cache=True, nogil=True)

@@ -144,11 +144,13 @@ class Context:
         seed: [the recipe's seed, the stage's place]: the root of the stage's own random stream.
         folder: Where relative paths begin.
         max_bad_fraction: Share of rows that may be quarantined.
+        threads: Threads that a task may use while no other can run.
     """
 
     seed: tuple[int, int]
     folder: Path
     max_bad_fraction: float
+    threads: int = 1
 
 
 def make_plan(
@@ -158,6 +160,7 @@ def make_plan(
     out: Path,
     data: str,
     limit: int | None = None,
+    threads: int = 1,
 ) -> Plan:
     """Expand every stage of a recipe into nodes.
 
@@ -168,6 +171,7 @@ def make_plan(
         out: The run's folder, for the commit.
         data: Where the sources lie, for people and for later verbs.
         limit: Use only the first `limit` rows.
+        threads: Threads that a task may use while no other can run; no result depends on it.
 
     Raises:
         RecipeError: If a stage lacks what an earlier one would have made.
@@ -208,7 +212,7 @@ def make_plan(
     for config in recipe.stages:
         if config.kind in DROPPING:
             flow = flow.before_dropping(config.kind)
-        context = Context((recipe.seed, len(stages)), folder, recipe.max_bad_fraction)
+        context = Context((recipe.seed, len(stages)), folder, recipe.max_bad_fraction, threads)
         dumped = config.model_dump(by_alias=True, mode="json")
         flow = stage(config.kind, dumped, partial(module(config.kind).expand, config, flow, context))
     target = stage(

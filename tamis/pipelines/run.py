@@ -108,7 +108,8 @@ def run(
         _make_work(folder)
         for owned in ("work", "data", "manifest"):
             sweep(folder / owned)
-        plan = plan_run(recipe, folder, data=data, limit=limit, overrides=overrides)
+        threads = workers if scheduler is None else 1
+        plan = plan_run(recipe, folder, data=data, limit=limit, overrides=overrides, threads=threads)
         ran: list[str] = []
         damaged: dict[str, int] = {}
         described = json.dumps(describe(plan), indent=1).encode()
@@ -174,6 +175,7 @@ def plan_run(
     data: Any = None,
     limit: int | None = None,
     overrides: tuple[str, ...] = (),
+    threads: int = 1,
 ) -> Plan:
     """Read the recipe, hash the sources, and expand the plan; nothing is computed.
 
@@ -203,7 +205,9 @@ def plan_run(
         require_columns(source, columns)
         check_types(source, read_rows(source, columns, 0, 0)[0], loaded.dataset.fields)
     _remember_scans(folder, known, sources)
-    return make_plan(loaded, sources, base, folder, str(location) if data is None else sources[0].location, limit)
+    return make_plan(
+        loaded, sources, base, folder, str(location) if data is None else sources[0].location, limit, threads
+    )
 
 
 def cached(plan: Plan, folder: Path) -> dict[str, Artifact]:

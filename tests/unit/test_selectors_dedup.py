@@ -452,16 +452,16 @@ def test_each_pair_of_a_row_and_a_cluster_that_it_looks_into_is_given_once(probe
 @pytest.mark.parametrize("which", ["hard", "easy", "random"])
 def test_near_duplicates_with_all_clusters_leave_no_pair(which):
     X = 3.0 * alike(400, 10, 5)
-    kept_of, cosine = near_duplicates_of(X, 0.1, which_to_keep=which, n_clusters=5, probes=5)
+    kept_of, cosine = near_duplicates_of(X, 0.1, which_to_keep=which, n_clusters=20, probes=20)
     kept = kept_of == np.arange(400)
     i, j, _ = near_pairs(as_unit_rows(X), 0.9)
     assert not (kept[i] & kept[j]).any()
     assert kept[kept_of].all()
     assert (cosine[~kept] >= 0.9).all()
     assert (cosine[kept] == 1).all()
-    again = near_duplicates_of(X, 0.1, which_to_keep=which, n_clusters=5, probes=5)
+    again = near_duplicates_of(X, 0.1, which_to_keep=which, n_clusters=20, probes=20)
     np.testing.assert_array_equal(again[0], kept_of)
-    paper = near_duplicates_of(X, 0.1, which_to_keep=which, n_clusters=5, probes=1)[0]
+    paper = near_duplicates_of(X, 0.1, which_to_keep=which, n_clusters=20, probes=1)[0]
     assert 0 < np.count_nonzero(paper != np.arange(400)) < np.count_nonzero(~kept)
 
 

@@ -55,6 +55,7 @@ def add_clusters(
         "cluster.fit",
         {**fit_params, "seed": list(context.seed)},
         {"embeddings": embeddings, "alive": [alive]},
+        hints={"threads": context.threads},  # nothing else can run meanwhile
     )
     assigned = [
         add("cluster.assign", {"probes": probes}, {"embeddings": [block], "centroids": [centroids]}, part=part)
@@ -72,7 +73,9 @@ def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
     if wanted == "auto":
         wanted = round(math.sqrt(len(alive))) if params["auto"] == "sqrt" else math.ceil(len(alive) / 1000)
     sample = vectors(inputs, alive[evenly_spaced(len(alive), max(params["fit_rows"], wanted))])
-    centroids = fit_spherical(sample, wanted, iterations=params["iterations"], seed=params["seed"][0])
+    centroids = fit_spherical(
+        sample, wanted, iterations=params["iterations"], seed=params["seed"][0], threads=inputs.hints["threads"]
+    )
     facts = {"n_clusters": int(wanted), "k_effective": len(centroids), "fitted_on": len(sample)}
     return Output(pa.table({"vector": vector_column(centroids)}), facts)
 
@@ -120,7 +123,7 @@ def gather(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
 
 
 TASKS = {
-    "fit": Task(fit, libraries=("faiss",), packages=("faiss-cpu",)),
-    "assign": Task(assign, version=2),
+    "fit": Task(fit, version=2, libraries=("faiss",), packages=("faiss-cpu", "numba")),
+    "assign": Task(assign, version=3, libraries=("faiss",), packages=("faiss-cpu",)),
     "gather": Task(gather),
 }

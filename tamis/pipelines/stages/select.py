@@ -774,5 +774,5 @@ TASKS = {
     "propose": Task(propose, packages=("numba",)),
     "list": Task(listing, version=2, packages=("numba",)),
     "take": Task(take, version=3, packages=("numba",)),
-    "whole": Task(whole, libraries=("faiss",), packages=("faiss-cpu", "numba")),
+    "whole": Task(whole, version=2, libraries=("faiss",), packages=("faiss-cpu", "numba")),
 }
