@@ -86,11 +86,25 @@ def hashed_name(stem: str, sha256: str, suffix: str) -> str:
     return f"{stem}.{sha256[:16]}.{suffix}"
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder tree; the caller holds its lock."""
-    for leftover in folder.rglob(".*.tmp"):
+def sweep(folder: Path, pattern: str = "**/.*.tmp") -> None:
+    """Remove the temporary files that killed processes left in a folder tree; the caller holds its lock.
+
+    Args:
+        folder: The tree; nothing is done where there is none.
+        pattern: Which files, as for `Path.glob`.
+
+    Raises:
+        OutputError: One could not be removed.
+    """
+    for leftover in folder.glob(pattern):
         if not leftover.is_dir():
-            leftover.unlink(missing_ok=True)
+            try:
+                leftover.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(
+                    f"cannot remove {leftover}, which a killed run left: {error.strerror or error}; remove it, or "
+                    "choose another output folder"
+                ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -108,6 +108,8 @@ def run(
         _make_work(folder)
         for owned in ("work", "data", "manifest"):
             sweep(folder / owned)
+        for name in (ATTEMPT, COMMITTED):
+            sweep(folder, f".{name}.*.tmp")
         threads = workers if scheduler is None else 1
         plan = plan_run(recipe, folder, data=data, limit=limit, overrides=overrides, threads=threads)
         ran: list[str] = []
