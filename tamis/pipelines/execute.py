@@ -266,7 +266,8 @@ def _cluster(work: Path, workers: int) -> Iterator[Any]:
         },
     }
     with dask.config.set(settings), _without_main(), _without_interrupts() as allow:
-        cluster = LocalCluster(
+        start = partial(
+            LocalCluster,
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
@@ -277,12 +278,28 @@ def _cluster(work: Path, workers: int) -> Iterator[Any]:
             local_directory=str(work / "dask"),
             silence_logs=50,
         )
+        cluster = _started(start)
         try:
             allow()
             yield cluster
         finally:
             _kill_stopped(cluster.scheduler)
             cluster.close(timeout=10)
+
+
+def _started(start: Callable[[], Any]) -> Any:
+    """A cluster; one whose worker dies while it starts is no cluster for Dask, and another is started."""
+    failures = 0
+    while True:
+        try:
+            return start()
+        except (RuntimeError, OSError) as error:
+            failures += 1
+            if failures > _ALLOWED_FAILURES:
+                raise WorkerError(
+                    f"worker processes did not start, {failures} times: {error}. Finished blocks are kept: run again "
+                    "with fewer --workers, or with --executor sync"
+                ) from error
 
 
 @contextmanager
