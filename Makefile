@@ -37,7 +37,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/readme.py
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest tests/faults --kills 100
+	$(BIN)/python -m pytest tests/faults --soak
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "data_manifests"))
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=10, help="How many times the kill test kills a run.")
+    parser.addoption("--soak", action="store_true", help="Inject every fault of tests/faults, not a few of each.")
 
 
 def small_texts(rows, seed=0):

@@ -1,121 +1,269 @@
-"""The main process is killed with SIGKILL, at random moments and at every named step of a commit; then rerun."""
+"""Processes killed with SIGKILL, at random moments and at every crash point; then the run goes on to the same bytes."""
 
 import contextlib
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import distributed
 import psutil
 import pytest
-import yaml
 
 import tamis
-from tamis.errors import RecipeError, StoppedError, WorkerError
-from tamis.pipelines import execute
+from tamis.errors import LockedError, OutputError, RecipeError, StoppedError, WorkerError
+from tamis.manifests import atomic
+from tamis.manifests.reader import versions
+from tamis.pipelines import execute, lock
 from tamis.pipelines.signals import stoppable
 
-RUN = [sys.executable, "-m", "tamis", "run"]
-
-
-def start(recipe, out, *more, **environment):
-    command = [*RUN, str(recipe), "--out", str(out), *more]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment}
-    )
+STAGES = {"ingest", "embed", "dedup", "cluster", "score", "prune", "select", "schedule", "reweight"}
+KILLS_A_RUN = 4  # of workers; Dask starts a task that loses its worker again three times
 
 
 @pytest.fixture(scope="module")
-def recipe_file(small_recipe, tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    path.write_text(yaml.safe_dump(small_recipe))
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(recipe_file, tmp_path_factory, manifest_bytes):
+def undisturbed(forked, recorded, manifest_bytes):
     """The manifest's bytes of a run that nothing disturbs, and how many tasks it has."""
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = start(recipe_file, out, "--workers", "2")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
-    return manifest_bytes(out), recorded(out)
+    return manifest_bytes(forked.undisturbed), recorded(forked.undisturbed)
 
 
-def recorded(out):
-    """How many tasks are finished."""
-    return len(list(out.glob("work/*/*.json")))
+def runs(process):
+    return process.status() != psutil.STATUS_ZOMBIE
 
 
-def torn(out):
-    """Files that a reader could take for whole but are not: none may ever be there."""
-    return [path for path in (out / "manifest").rglob("*.json") if not path.read_bytes().endswith(b"}")]
+def workers_of(process):
+    """The worker processes of a run."""
+    found = []
+    for child in process.children():
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
-def test_killed_at_random_moments(recipe_file, undisturbed, tmp_path, manifest_bytes, request):
+def last_stage(out):
+    """The kind of stage whose task was finished last; the one that is under way is it, or the next."""
+    records = sorted(out.glob("work/*/*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return records[-1].parent.name.partition(".")[0] if records else None
+
+
+def goes_on(recipe, out, undisturbed, manifest_bytes, recorded, torn):
+    """Run again, to the bytes of the undisturbed run; nothing that was recorded is done twice."""
     expected, tasks = undisturbed
-    kills = request.config.getoption("--kills")
-    rng = random.Random(20260101)
-    died, resumed = 0, 0
-    for attempt in range(kills):
-        out = tmp_path / str(attempt)
-        process = start(recipe_file, out, "--workers", "2")
-        # Spread over the whole run, the start-up of the workers and the commit included, by what it has finished:
-        # a clock would hit another moment on a busier machine.
-        reached = tasks * attempt // kills
-        while process.poll() is None and recorded(out) < reached:
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.2)
-        died += process.poll() is None
-        process.kill()
-        process.communicate(timeout=60)
-        assert not torn(out)
-        finished = recorded(out)
-        run = tamis.run(recipe_file, out, executor="sync")
-        resumed += finished > 0
-        # What was recorded is not done again, but for a commit whose manifest is not there.
-        assert len(run.ran) <= tasks - finished + 1
-        assert manifest_bytes(out) == expected
-        assert not list(out.rglob("*.tmp"))
-    print(f"{kills} runs, {died} killed, {resumed} resumed with work done before, {kills} equal manifests")
-    assert died >= kills * 0.7
-    assert resumed >= kills * 0.7
-
-
-CRASHES = ["ingest.index:written", "embed.block:recorded", "dedup.near:written", "select.take:recorded",
-           "commit:parts", "commit:verified", "atomic:linked", "commit:linked", "commit.manifest:written"]  # fmt: skip
-
-
-@pytest.mark.parametrize("point", CRASHES)
-def test_killed_at_a_named_point(point, recipe_file, undisturbed, tmp_path, manifest_bytes):
-    out = tmp_path / "run"
-    process = start(recipe_file, out, "--executor", "sync", TAMIS_CRASH_AT=point)
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
     assert not torn(out)
     finished = recorded(out)
-    run = tamis.run(recipe_file, out, executor="sync")
-    assert finished > 0
-    assert len(run.ran) == undisturbed[1] - finished
-    assert manifest_bytes(out) == undisturbed[0]
+    run = tamis.run(recipe, out, executor="sync", timeout=120)
+    assert len(run.ran) == tasks - finished
+    assert manifest_bytes(out) == expected
+    assert not torn(out)
+    assert not list(out.rglob("*.tmp"))
+    return finished
+
+
+@pytest.fixture
+def resume(undisturbed, manifest_bytes, recorded, torn, recipe_file):
+    """`goes_on` for the recipe of these tests."""
+    return lambda out: goes_on(recipe_file, out, undisturbed, manifest_bytes, recorded, torn)
+
+
+def test_the_main_process_killed_at_random_moments(
+    forked, recipe_file, undisturbed, recorded, resume, tmp_path, soak, tally
+):
+    kills = 200 if soak else 8
+    rng = random.Random(20260101)
+    killed, resumed, attempts, stages = 0, 0, 0, set()
+    while killed < kills:
+        attempts += 1
+        assert attempts <= 3 * kills
+        out = tmp_path / str(attempts)
+        executor = ("--workers", 2) if attempts % 2 else ("--executor", "sync")
+        process = forked.start("run", recipe_file, "--out", out, *executor)
+        # Spread over the whole run, the start-up of the workers and the commit included, by what it has finished:
+        # a clock would hit another moment on a busier machine.
+        reached = undisturbed[1] * killed // kills
+        while runs(process) and recorded(out) < reached:
+            time.sleep(0.002)
+        time.sleep(rng.random() * (0.05 if reached else 2.0))
+        code, hangs, _ = forked.end(process, kill=True)
+        assert hangs == 0
+        if code == 0:
+            continue  # it was faster
+        assert code == -signal.SIGKILL
+        killed += 1
+        stages.add(last_stage(out))
+        resumed += resume(out) > 0
+        tally("SIGKILL of the main process", hangs=hangs, torn=0, identical=1)
+    assert resumed >= kills * 0.7
+    assert not soak or stages - {None, "commit"} == STAGES
+
+
+def test_workers_killed_at_random_moments(
+    forked, recipe_file, undisturbed, recorded, resume, manifest_bytes, tmp_path, soak, tally
+):
+    expected, tasks = undisturbed
+    kills = 200 if soak else 8
+    rng = random.Random(20260102)
+    killed, turn, stages = 0, 0, set()
+    turns = kills // KILLS_A_RUN
+    while killed < kills:
+        assert turn <= 3 * turns
+        out = tmp_path / str(turn)
+        process = forked.start("run", recipe_file, "--out", out, "--workers", 2)
+        hit = 0
+        for kill in range(min(KILLS_A_RUN, kills - killed)):
+            reached = tasks * (kill * turns + turn % turns) // (KILLS_A_RUN * turns)
+            while runs(process) and (recorded(out) < reached or not workers_of(process)):
+                time.sleep(0.002)
+            time.sleep(rng.random() * 0.05)
+            if not (runs(process) and (workers := workers_of(process))):
+                break
+            rng.choice(workers).kill()
+            hit += 1
+            stages.add(last_stage(out))
+        code, hangs, printed = forked.end(process)
+        assert (code, hangs) == (0, 0), printed
+        assert manifest_bytes(out) == expected
+        assert resume(out) == tasks  # it finds nothing to do, and what the killed ones left is swept away
+        tally("SIGKILL of a worker", injected=hit, hangs=hangs, torn=0, identical=hit)
+        killed, turn = killed + hit, turn + 1
+    assert not soak or stages - {None, "commit"} == STAGES
+
+
+@pytest.fixture(scope="module")
+def crash_points(forked, recipe_file, tmp_path_factory):
+    """The names of all crash points that a run passes, in order: a new stage is in it by itself."""
+    folder = tmp_path_factory.mktemp("points")
+    code, _, printed = forked.run(
+        "run", recipe_file, "--out", folder / "run", "--executor", "sync", points=str(folder / "points")
+    )
+    assert code == 0, printed
+    return (folder / "points").read_text().splitlines()
+
+
+def test_a_run_passes_every_kind_of_crash_point(crash_points, forked):
+    tasks = {path.name for path in (forked.undisturbed / "work").iterdir() if path.is_dir()}
+    assert {task.partition(".")[0] for task in tasks} == STAGES | {"commit"}
+    assert set(crash_points) == {
+        *("atomic:written", "atomic:renamed", "atomic:linked", "commit:parts", "commit:verified", "commit:linked"),
+        *(f"{task}:{step}" for task in tasks for step in ("written", "recorded")),
+    }
+
+
+def test_killed_at_every_crash_point(crash_points, forked, recipe_file, resume, tmp_path, soak, tally):
+    points = range(len(crash_points))
+    if not soak:  # a spread, and the whole commit
+        points = sorted({*points[:: len(points) // 12], *points[crash_points.index("commit:parts") :]})
+    committed = []
+    for point in points:
+        out = tmp_path / str(point)
+        code, hangs, printed = forked.run(
+            "run", recipe_file, "--out", out, "--executor", "sync",
+            points=str(tmp_path / "points"), die_at=point,
+        )  # fmt: skip
+        assert (code, hangs) == (-signal.SIGKILL, 0), printed
+        assert (tmp_path / "points").read_text().splitlines() == crash_points[: point + 1]
+        there = versions(out / "manifest") != []
+        assert there == (point >= crash_points.index("atomic:linked"))
+        committed.append(there)
+        resume(out)
+        tally("SIGKILL at a crash point", hangs=hangs, torn=0, identical=1)
+    assert set(committed) == {False, True}
+
+
+def test_beyond_the_last_crash_point_nothing_is_killed(crash_points, forked, recipe_file, tmp_path):
+    """The control: what kills above is the crash point."""
+    code, _, _ = forked.run(
+        "run", recipe_file, "--out", tmp_path / "run", "--executor", "sync", die_at=len(crash_points)
+    )
+    assert code == 0
+
+
+def test_without_temporary_names_a_kill_leaves_a_torn_file(forked, recipe_file, tmp_path, torn):
+    """The control: the same kills, with files written in place."""
+    for point in (20, 61, 150):
+        out = tmp_path / str(point)
+        points = tmp_path / "points"
+        code, _, _ = forked.run(
+            "run", recipe_file, "--out", out, "--executor", "sync", points=str(points), die_at=point, in_place=True
+        )
+        assert code == -signal.SIGKILL
+        assert (points.read_text().splitlines()[-1] == "half") == (len(torn(out)) == 1)
+        if torn(out):
+            break
+    assert torn(out)
+
+
+def test_a_task_that_kills_its_workers_ends_the_run(forked, recipe_file, resume, tmp_path):
+    out = tmp_path / "run"
+    code, hangs, printed = forked.run(
+        "run", recipe_file, "--out", out, "--workers", 2, environment={"TAMIS_CRASH_AT": "dedup.near:written"}
+    )
+    assert (code, hangs) == (4, 0), printed
+    assert "workers died 4 times on 02-dedup/near; a row of that block may need more memory" in printed
+    assert resume(out) > 0
+
+
+@pytest.mark.parametrize(("failures", "message"), [(1, None), (3, None), (4, "did not start, 4 times: Nanny failed")])
+def test_workers_that_die_while_they_start(failures, message, brief_recipe, tmp_path, monkeypatch):
+    real, calls = distributed.LocalCluster, []
+
+    def start(*args, **options):
+        calls.append(options)
+        if len(calls) <= failures:
+            raise RuntimeError("Nanny failed to start.")
+        return real(*args, **options)
+
+    monkeypatch.setattr(distributed, "LocalCluster", start)
+    with contextlib.nullcontext() if message is None else pytest.raises(WorkerError, match=message):
+        tamis.run(brief_recipe, tmp_path, workers=1)
+    assert len(calls) == min(failures + 1, 4)
+
+
+def test_what_killed_runs_left_in_the_folder_is_swept(brief_recipe, tmp_path):
+    left = [tmp_path / f".{name}.0123456789abcdef.tmp" for name in ("run.json", "attempt.json", "report.html")]
+    for path in left:
+        path.write_bytes(b"half")
+    tamis.run(brief_recipe, tmp_path, executor="sync")
+    assert [path.exists() for path in left] == [False, False, True]  # who writes a report holds no lock
+
+
+def test_a_second_run_into_the_folder_does_not_disturb_the_first(brief_recipe, tmp_path, manifest_bytes, monkeypatch):
+    """While the first run has a file half done, the second is refused; without the lock it sweeps that file away."""
+    tamis.run(brief_recipe, tmp_path / "alone", executor="sync")
+    begun, refused = [], []
+
+    def second_run(name):
+        if name == "atomic:written" and (out / "work" / "dedup.pairs").is_dir() and not begun:
+            begun.append(name)
+            try:
+                tamis.run(brief_recipe, out, executor="sync")
+            except LockedError:
+                refused.append(name)
+
+    monkeypatch.setattr(atomic, "crash_point", second_run)
+    out = tmp_path / "locked"
+    tamis.run(brief_recipe, out, executor="sync")
+    assert refused
+    assert manifest_bytes(out) == manifest_bytes(tmp_path / "alone")
+
+    monkeypatch.setattr(lock.fcntl, "flock", lambda *_: None)
+    begun.clear()
+    out = tmp_path / "unlocked"
+    with pytest.raises(OutputError, match="No such file"):
+        tamis.run(brief_recipe, out, executor="sync")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_a_signal(number, recipe_file, undisturbed, tmp_path, manifest_bytes):
+def test_stopped_by_a_signal(number, forked, recipe_file, resume, tmp_path):
     out = tmp_path / "run"
-    process = start(recipe_file, out, "--workers", "2")
+    process = forked.start("run", recipe_file, "--out", out, "--workers", 2)
     while not list(out.glob("work/ingest.index/*.json")):
-        assert process.poll() is None
-        time.sleep(0.05)
+        assert runs(process)
+        time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors.decode()
-    assert b"the same command goes on from there" in errors
-    tamis.run(recipe_file, out, executor="sync")
-    assert manifest_bytes(out) == undisturbed[0]
+    code, hangs, printed = forked.end(process)
+    assert (code, hangs) == (130, 0), printed
+    assert "the same command goes on from there" in printed
+    assert resume(out) > 0
 
 
 def test_a_signal_is_not_lost_where_its_exception_is():
@@ -127,7 +275,7 @@ def test_a_signal_is_not_lost_where_its_exception_is():
             check()
 
 
-def test_a_run_stops_where_the_exception_of_a_signal_is_lost(recipe_file, undisturbed, tmp_path):
+def test_a_run_stops_where_the_exception_of_a_signal_is_lost(recipe_file, undisturbed, recorded, tmp_path):
     def swallow(event):
         with contextlib.suppress(StoppedError):
             if event["event"] == "node":
@@ -139,26 +287,6 @@ def test_a_run_stops_where_the_exception_of_a_signal_is_lost(recipe_file, undist
         assert recorded(tmp_path / executor) < undisturbed[1]
 
 
-def workers_of(process):
-    """The worker processes of a run: the children whose command line is a spawned process of multiprocessing."""
-    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
-    children = [int(child) for path in threads for child in path.read_text().split()]
-    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-@pytest.mark.parametrize("stage", ["ingest.block", "score.fold"])
-def test_a_killed_worker_is_replaced(stage, recipe_file, undisturbed, tmp_path, manifest_bytes):
-    out = tmp_path / "run"
-    process = start(recipe_file, out, "--workers", "2")
-    while not list(out.glob(f"work/{stage}/*.json")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(workers_of(process)[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
-    assert manifest_bytes(out) == undisturbed[0]
-
-
 def stop_the_workers(event):
     """As a debugger, a frozen container or a dead disk does: the processes are there, and do nothing."""
     if event["event"] == "node" and event["left"]:
@@ -167,14 +295,13 @@ def stop_the_workers(event):
                 child.suspend()
 
 
-def test_workers_that_do_nothing_end_the_run(recipe_file, undisturbed, tmp_path, manifest_bytes, monkeypatch):
+def test_workers_that_do_nothing_end_the_run(recipe_file, undisturbed, recorded, resume, tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "_STALL_SECONDS", 3.0)
     with pytest.raises(WorkerError, match=r"has done nothing for 3 s on .*the same command goes on"):
         tamis.run(recipe_file, tmp_path, workers=2, on_event=stop_the_workers)
     assert 0 < recorded(tmp_path) < undisturbed[1]
     assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
-    tamis.run(recipe_file, tmp_path, executor="sync")
-    assert manifest_bytes(tmp_path) == undisturbed[0]
+    resume(tmp_path)
 
 
 def test_without_the_watchdog_they_would_hang_until_the_time_limit(recipe_file, tmp_path, monkeypatch):
