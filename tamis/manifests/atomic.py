@@ -94,17 +94,25 @@ def sweep(folder: Path, pattern: str = "**/.*.tmp") -> None:
         pattern: Which files, as for `Path.glob`.
 
     Raises:
-        OutputError: One could not be removed.
+        OutputError: One cannot be removed.
     """
     for leftover in folder.glob(pattern):
         if not leftover.is_dir():
-            try:
-                leftover.unlink(missing_ok=True)
-            except OSError as error:
-                raise OutputError(
-                    f"cannot remove {leftover}, which a killed run left: {error.strerror or error}; remove it, or "
-                    "choose another output folder"
-                ) from error
+            remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot remove {path}: {error.strerror or error}; give a folder that can be written, then run again"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -118,7 +118,9 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot make the folder {folder}: {error.strerror or error}; free space or choose another output folder"
+        ) from error
 
 
 def _write_parts(folder: Path, name: str, table: pa.Table, part_rows: int) -> list[dict[str, Any]]:

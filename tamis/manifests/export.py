@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from tamis.errors import DataError, OutputError, RecipeError
+from tamis.manifests.atomic import remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,12 +56,14 @@ def export(manifest: Manifest, source_rows: Callable[[np.ndarray], pa.Table], to
         write(manifest, source_rows, temporary)
         temporary.rename(out)
     except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot write {out}: {error.strerror or error}; free space or choose another path, then run again"
+        ) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary.exists():
-            temporary.unlink()
+        else:
+            remove(temporary)
     return out
 
 

@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import DamagedManifestError
-from tamis.manifests.atomic import hashed_name, write_atomic
+from tamis.manifests.atomic import hashed_name, remove, write_atomic
 from tamis.manifests.canonical import ipc_bytes, sealed, unsealed
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def commit_ledger(folder: Path, table: pa.Table, facts: dict[str, Any]) -> Path:
     write_atomic(folder / RECORD, sealed(body))
     for old in folder.glob("ledger.*.arrow"):
         if old != path:
-            old.unlink(missing_ok=True)
+            remove(old)
     return path
 
 

@@ -28,22 +28,28 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / ".lock").open("a")
     except OSError as error:
-        raise OutputError(
-            f"cannot write to {folder}: {error.strerror or error}; give a folder that can be written with --out"
-        ) from error
+        raise _unwritable(folder, error) from error
     with handle:
         for attempt in range(_LOCK_ATTEMPTS):
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 # `tamis status` looks at the lock for an instant; a run holds it.
                 if attempt == _LOCK_ATTEMPTS - 1:
                     raise LockedError(
                         f"another run holds {folder}; wait for it, or give another folder with --out"
                     ) from None
                 time.sleep(0.05)
+            except OSError as error:
+                raise _unwritable(folder, error) from error
         yield
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write to {folder}: {error.strerror or error}; give a folder that can be written with --out"
+    )
 
 
 def is_locked(folder: Path) -> bool:

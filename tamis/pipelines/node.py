@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from tamis.errors import DataError, TamisError, WorkerError
-from tamis.manifests.atomic import crash_point, write_atomic
+from tamis.manifests.atomic import crash_point, remove, write_atomic
 from tamis.manifests.canonical import digest, sealed
 from tamis.pipelines.resources import one_thread, peak_memory, reset_peak_memory
 
@@ -231,9 +231,13 @@ def load_record(work: Path, reference: Reference) -> Artifact | None:
 
 
 def forget(work: Path, reference: Reference) -> None:
-    """Remove a node's record, so that it runs again."""
+    """Remove a node's record, so that it runs again.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
     _, task, key = reference
-    record_path(work, task, key).unlink(missing_ok=True)
+    remove(record_path(work, task, key))
 
 
 def run_node(node: Node, work: str, *_finished: object) -> Artifact:

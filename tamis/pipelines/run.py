@@ -289,7 +289,9 @@ def _make_work(folder: Path) -> None:
     try:
         (folder / "work").mkdir(exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot make {folder / 'work'}: {error.strerror or error}; free space or give another --out"
+        ) from error
 
 
 class _EventLog:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from tamis.errors import DataError, DatasetMismatchError, OutputError
+from tamis.manifests.atomic import remove
 from tamis.manifests.canonical import sha256_file
 from tamis.pipelines import formats, image_files
 
@@ -451,7 +452,9 @@ def _spooled(data: Any, spool: Path | None) -> FoundFile:
     try:
         spool.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {spool}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot make the folder {spool}: {error.strerror or error}; free space or give another --out"
+        ) from error
     try:
         writer = None
         with pa.OSFile(str(temporary), "wb") as sink:
@@ -464,9 +467,11 @@ def _spooled(data: Any, spool: Path | None) -> FoundFile:
         path = spool / f"dataset-{sha256_file(temporary)[:16]}.arrow"
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"cannot write the dataset into {spool}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot write the dataset into {spool}: {error.strerror or error}; free space or give another --out"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
     return FoundFile(path.name, str(path), "arrow")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 
 from tamis.errors import DamagedManifestError, OutputError
-from tamis.manifests.atomic import hashed_name, write_atomic
+from tamis.manifests.atomic import hashed_name, remove, write_atomic
 from tamis.manifests.canonical import sealed, unsealed
 
 if TYPE_CHECKING:
@@ -76,4 +76,4 @@ def save(folder: Path, key: str, counters: dict[str, Any], tensors: dict[str, to
     write_atomic(folder / RECORD, sealed(body))
     for old in folder.glob("checkpoint.*.safetensors"):
         if old.name != name:
-            old.unlink(missing_ok=True)
+            remove(old)

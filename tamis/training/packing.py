@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tamis.embeddings.kmeans import evenly_spaced
 from tamis.errors import DataError, OutputError, RecipeError
-from tamis.manifests.atomic import sweep, sync_folder, write_once
+from tamis.manifests.atomic import remove, sweep, sync_folder, write_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,9 +121,11 @@ def pack(
         path.hardlink_to(temporary)  # fails where somebody else has written it meanwhile
         sync_folder(out)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
     return Packed(path, saved, count, total, documents)
 
 
