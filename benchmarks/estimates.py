@@ -38,10 +38,13 @@ def vectors(rows: int, dim: int, folder: Path) -> Path:
     """A parquet file of vectors of a thousand groups."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((1000, dim), np.float32)
-    matrix = centres[rng.integers(0, 1000, rows)] + 0.5 * rng.standard_normal((rows, dim), np.float32)
     path = folder / f"vectors-{rows}-{dim}.parquet"
-    column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), dim)
-    pq.write_table(pa.table({"v": column}), path, row_group_size=65_536)
+    with pq.ParquetWriter(path, pa.schema({"v": pa.list_(pa.float32(), dim)})) as writer:
+        for start in range(0, rows, 65_536):
+            count = min(65_536, rows - start)
+            matrix = centres[rng.integers(0, 1000, count)] + 0.5 * rng.standard_normal((count, dim), np.float32)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), dim)
+            writer.write_table(pa.table([column], schema=writer.schema))
     return path
 
 
@@ -86,7 +89,9 @@ def measure(recipe: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]
     path, out = folder / "recipe.yaml", folder / "run"
     path.write_text(json.dumps({"name": "estimated", "max_bad_fraction": 0.01, **recipe}))
     command = [str(path), "--out", str(out), *limit]
-    planned = json.loads(subprocess.run([*TAMIS, "plan", *command, "--json"], check=True, stdout=subprocess.PIPE).stdout)
+    planned = json.loads(
+        subprocess.run([*TAMIS, "plan", *command, "--json"], check=True, stdout=subprocess.PIPE).stdout
+    )
     began, peak = time.perf_counter(), 0.0
     process = subprocess.Popen([*TAMIS, "run", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     watched = psutil.Process(process.pid)

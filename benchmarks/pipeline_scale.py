@@ -97,14 +97,18 @@ def together(own: psutil.Process | None = None) -> float:
     return total
 
 
-def measure(rows: int, source: Path) -> dict[str, Any]:
-    """One run of so many rows."""
-    recipe = {
+def recipe_of(source: Path) -> dict[str, Any]:
+    """The recipe of this benchmark."""
+    return {
         "name": "lines",
         "dataset": {"path": str(source), "id": "id", "text": "text"},
         "stages": STAGES,
         "max_bad_fraction": 0.01,
     }
+
+
+def measure(rows: int, recipe: dict[str, Any]) -> dict[str, Any]:
+    """One run of a recipe on so many rows, and how long it then takes to run it again."""
     folder = Path(tempfile.mkdtemp(prefix="pipeline_scale."))
     try:
         began = time.perf_counter()
@@ -112,6 +116,9 @@ def measure(rows: int, source: Path) -> dict[str, Any]:
             run = tamis.run(recipe, folder, limit=rows)
         seconds = time.perf_counter() - began
         kept = run.open_manifest().select.num_rows
+        began = time.perf_counter()
+        assert not tamis.run(recipe, folder, limit=rows).ran
+        cached_seconds = time.perf_counter() - began
     finally:
         shutil.rmtree(folder)
     names = ("stage", "tasks", "seconds", "peak_bytes", "bytes")
@@ -119,6 +126,7 @@ def measure(rows: int, source: Path) -> dict[str, Any]:
         "rows": rows,
         "kept": kept,
         "wall_seconds": seconds,
+        "cached_seconds": cached_seconds,
         "peak_bytes": memory["peak"],
         "stages": [{name: stage[name] for name in names} for stage in run.stages],
     }
@@ -141,10 +149,10 @@ def exponents(runs: list[dict[str, Any]]) -> dict[str, float | None]:
 @click.option("--repeat", type=click.IntRange(1), default=1, hidden=True)
 def main(rows: tuple[int, ...], quick: bool, repeat: int) -> None:  # noqa: ARG001
     """Measure, and write results/pipeline_scale.json."""
-    source = lines()
+    recipe = recipe_of(lines())
     runs = []
     for size in rows or ((2000, 4000) if quick else SIZES):
-        runs.append(measure(size, source))
+        runs.append(measure(size, recipe))
         shown = ", ".join(f"{stage['stage']} {stage['seconds']:.0f}" for stage in runs[-1]["stages"])
         print(
             f"{size:,} rows: {runs[-1]['wall_seconds']:.0f} s, {runs[-1]['peak_bytes'] / 2**30:.2f} GiB; {shown}",

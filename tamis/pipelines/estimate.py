@@ -152,8 +152,8 @@ def check_fits(needed: Estimate, folder: Path, workers: int) -> None:
         smaller = f"a smaller {knob}, " if knob else ""
         fewer = f"fewer --workers (now {workers}), " if workers > 1 else ""
         raise RecipeError(
-            f"the run needs about {needed.peak_bytes / 2**30:.1f} GiB of memory (its largest task: {needed.widest}), and "
-            f"{memory / 2**30:.1f} GiB are available: give {fewer}{smaller}a --limit, or --anyway to try"
+            f"the run needs about {needed.peak_bytes / 2**30:.1f} GiB of memory (its largest task: {needed.widest}), "
+            f"and {memory / 2**30:.1f} GiB are available: give {fewer}{smaller}a --limit, or --anyway to try"
         )
     if needed.disk_bytes > disk:
         raise OutputError(
