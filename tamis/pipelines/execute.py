@@ -187,7 +187,7 @@ def _as_completed(futures: Sequence[Future], checks: Sequence[Check]) -> Iterato
 
 
 class Watchdog:
-    """Raises when a worker has a task and yet does nothing, which Dask itself would wait for.
+    """Raises when a worker has a task and yet does nothing, or when none is left: Dask itself would wait.
 
     A worker that neither computes nor reads or writes for so long is stopped, or waits for a disk that does not answer.
 
@@ -201,14 +201,22 @@ class Watchdog:
         self._seconds = seconds
         # By worker process: its tasks, its use of CPU and disk, and when these last showed that it works.
         self._last: dict[int, tuple[Any, float, int, float]] = {}
+        self._manned = time.monotonic()  # when there was a worker last
 
     def __call__(self) -> None:
         """Look at all workers.
 
         Raises:
-            WorkerError: One does nothing.
+            WorkerError: One does nothing, or there is none.
         """
         now = time.monotonic()
+        if self._scheduler.workers:
+            self._manned = now
+        elif now - self._manned > self._seconds:
+            raise WorkerError(
+                f"there has been no worker process for {self._seconds:.0f} s: they died, and could not be started "
+                "again. Finished blocks are kept: the same command goes on from there"
+            )
         for worker in list(self._scheduler.workers.values()):
             tasks = tuple(sorted(_name_of(task.key) for task in list(worker.processing)))
             before = self._last.get(worker.pid)

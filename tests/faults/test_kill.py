@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import shutil
 import signal
 import time
 
@@ -290,8 +291,8 @@ def test_a_run_stops_where_the_exception_of_a_signal_is_lost(recipe_file, undist
 def stop_the_workers(event):
     """As a debugger, a frozen container or a dead disk does: the processes are there, and do nothing."""
     if event["event"] == "node" and event["left"]:
-        for child in psutil.Process().children():
-            if "spawn_main" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_STOPPED:
+        for child in workers_of(psutil.Process()):
+            if child.status() != psutil.STATUS_STOPPED:
                 child.suspend()
 
 
@@ -300,8 +301,21 @@ def test_workers_that_do_nothing_end_the_run(recipe_file, undisturbed, recorded,
     with pytest.raises(WorkerError, match=r"has done nothing for 3 s on .*the same command goes on"):
         tamis.run(recipe_file, tmp_path, workers=2, on_event=stop_the_workers)
     assert 0 < recorded(tmp_path) < undisturbed[1]
-    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    assert not workers_of(psutil.Process())
     resume(tmp_path)
+
+
+def test_workers_that_cannot_be_started_again_end_the_run(brief_recipe, tmp_path, monkeypatch):
+    def kill_for_good(event):
+        if event["event"] == "node" and (tmp_path / "work" / "dask").is_dir():
+            shutil.rmtree(tmp_path / "work" / "dask")
+            (tmp_path / "work" / "dask").write_text("where a worker makes its folder")
+            for child in workers_of(psutil.Process()):
+                child.kill()
+
+    monkeypatch.setattr(execute, "_STALL_SECONDS", 3.0)
+    with pytest.raises(WorkerError, match=r"no worker process for 3 s: .*the same command goes on"):
+        tamis.run(brief_recipe, tmp_path, workers=2, on_event=kill_for_good, timeout=120)
 
 
 def test_without_the_watchdog_they_would_hang_until_the_time_limit(recipe_file, tmp_path, monkeypatch):
