@@ -41,6 +41,19 @@ def _is_amount(value: object) -> object:
     return value
 
 
+def no_address(path: str) -> str:
+    """Refuse the address of another machine where a file is named.
+
+    Raises:
+        ValueError: It is one. Only its scheme is told: a user name, a token or a signed query may be in the rest.
+    """
+    before, separator, _ = path.partition("://")
+    if separator:
+        scheme = before.rpartition(":")[2].strip()
+        raise ValueError(f"{scheme}://... is a remote address; files on this machine are read: copy it here first")
+    return path
+
+
 Amount = Annotated[int | float, Field(union_mode="left_to_right")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -109,6 +122,7 @@ class EmbedConfig(_Frozen):
     @field_validator("encoder")
     @classmethod
     def _known(cls, value: str) -> str:
+        no_address(value)
         name, _, argument = (part.strip() for part in value.partition(":"))
         if name not in ("lsa", "pixels", "sentence", "transformers", "vectors"):
             raise ValueError(
@@ -214,6 +228,11 @@ class ScoreConfig(_Frozen):
         "majority",
         description="The proxy's out-of-fold accuracy must exceed this; majority: the share of the largest class.",
     )
+
+    @field_validator("from_")
+    @classmethod
+    def _here(cls, value: str | None) -> str | None:
+        return value and no_address(value)
 
     @model_validator(mode="after")
     def _one_source(self) -> ScoreConfig:
@@ -334,6 +353,11 @@ class SelectConfig(_Frozen):
             if self.method == method and getattr(self, name) is None:
                 raise ValueError(f"method {method} needs `{name}: FILE`, a file of vectors such as a .npy")
         return self
+
+    @field_validator("queries", "avoid")
+    @classmethod
+    def _here(cls, value: str | None) -> str | None:
+        return value and no_address(value)
 
     @field_validator("partition_rows", "n_clusters")
     @classmethod

@@ -44,6 +44,9 @@ def check_address(address: str, insecure: bool = False) -> str:
         port = parts.port
     except ValueError:
         port = None
+    if "@" in parts.netloc or parts.path or parts.query or parts.fragment:
+        # Not shown: it may hold a secret, which a log must not.
+        raise RecipeError("scheduler has more than a host and a port; it must be like tls://host:8786")
     if parts.scheme not in ("tls", "tcp") or not parts.hostname or port is None:
         raise RecipeError(f"scheduler is {address!r}; it must be like tls://host:8786")
     if parts.scheme == "tcp" and not insecure and not _is_loopback(parts.hostname):

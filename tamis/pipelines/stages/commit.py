@@ -71,8 +71,9 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     for stage in dumped["stages"]:
         if "encoder" in stage:
             stage["encoder"] = stage["encoder"].partition(":")[0]
-        if stage.get("from"):
-            stage["from"] = "file"
+        for name in ("from", "queries", "avoid"):
+            if stage.get(name):
+                stage[name] = "file"
         if stage.get("continue_from"):
             stage["continue_from"] = "manifest"
     return dumped
