@@ -12,7 +12,6 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-import json
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ import pyarrow as pa
 
 from tamis.errors import DataError, TamisError, WorkerError
 from tamis.manifests.atomic import crash_point, remove, write_atomic
-from tamis.manifests.canonical import digest, sealed
+from tamis.manifests.canonical import digest, sealed, unsealed
 from tamis.pipelines.resources import one_thread, peak_memory, reset_peak_memory
 
 if TYPE_CHECKING:
@@ -218,9 +217,8 @@ def load_record(work: Path, reference: Reference) -> Artifact | None:
     """Return a finished node's record, or None where it must run: no record, a damaged one, or its file gone."""
     name, task, key = reference
     try:
-        outer = json.loads(record_path(work, task, key).read_bytes())
-        body = outer["body"]
-        if digest(body) != outer["sha256"] or body["key"] != key:
+        body = unsealed(record_path(work, task, key).read_bytes())
+        if body["key"] != key:
             return None
         artifact = Artifact(**{**body, "name": name})
         if artifact.file and (work / artifact.file).stat().st_size != artifact.bytes:
