@@ -473,9 +473,10 @@ def recipes(name: str | None, keys: bool) -> None:
 
 
 def _plan(recipe: Path, out: Path | None, limit: int | None, overrides: tuple[str, ...]) -> Plan:
+    from tamis.pipelines.lock import run_folder
     from tamis.pipelines.run import plan_run
 
-    return plan_run(recipe, (out or Path(".tamis")).resolve(), limit=limit, overrides=overrides)
+    return plan_run(recipe, run_folder(out or Path(".tamis")), limit=limit, overrides=overrides)
 
 
 def _print(facts: Mapping[str, Any], as_json: bool, show: Callable[[Any], str]) -> None:

@@ -236,10 +236,18 @@ def sentence_encoder(
         batch_size: Texts per forward pass.
         pooled: True for a sentence-transformers model, whose own modules pool and normalise; False for the
             mean of the last hidden states over the tokens.
+
+    Raises:
+        RecipeError: The folder's files are no model.
     """
-    return (
-        _load_sentence(folder, max_tokens, batch_size) if pooled else _load_transformer(folder, max_tokens, batch_size)
-    )
+    load = _load_sentence if pooled else _load_transformer
+    try:
+        return load(folder, max_tokens, batch_size)
+    except Exception as error:  # what the libraries raise for files that are no model is not told
+        said = str(error).strip().partition("\n")[0]
+        raise RecipeError(
+            f"the model in {folder} cannot be loaded: {said}; give a folder that the library saved"
+        ) from error
 
 
 def _load_sentence(folder: str, max_tokens: int, batch_size: int) -> Callable[[Sequence[str]], Matrix]:
@@ -355,9 +363,9 @@ def _open_vectors(name: str, changed: int) -> npt.NDArray[Any]:  # noqa: ARG001,
                 f"{path}: vectors are read from .npy, .arrow, .parquet or .safetensors; pickled formats can run "
                 "code and are refused"
             )
-    except (OSError, EOFError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, EOFError, ValueError, TypeError, NotImplementedError, SafetensorError) as error:
         raise DataError(f"{path}: cannot read vectors: {error}") from error
-    if matrix.ndim != 2 or matrix.dtype.kind != "f":
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.shape[1] == 0:
         raise DataError(
             f"{path} holds {matrix.dtype} of shape {matrix.shape}; vectors are a matrix of floats, one row a sample"
         )
@@ -378,6 +386,7 @@ def _list_column(path: Path) -> npt.NDArray[Any]:
     ]
     if len(lists) != 1:
         raise DataError(f"{path} has {len(lists)} list columns ({', '.join(lists) or 'none'}); give a file with one")
+    table[lists[0]].validate(full=True)  # before offsets are followed
     return stack_lists(table[lists[0]].combine_chunks(), str(path))
 
 

@@ -137,10 +137,13 @@ def unsealed(raw: bytes) -> dict[str, Any]:
     Raises:
         ValueError: The bytes are not what was written.
     """
-    record = json.loads(raw)
-    if not isinstance(record, dict) or record.keys() != {"body", "sha256"} or sealed(record["body"]) != raw:
+    try:
+        body: dict[str, Any] = json.loads(raw)["body"]
+        intact = sealed(body) == raw
+    except (TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"it is no sealed record: {error}") from error
+    if not intact:
         raise ValueError("its sha256 does not match")
-    body: dict[str, Any] = record["body"]
     return body
 
 

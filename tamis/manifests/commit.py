@@ -49,8 +49,9 @@ def commit(
         select: Columns of `select_schema(body["scores"])`, rows in rank order.
         audit: Columns of `AUDIT`, every row of the dataset once, in any order.
         body: The record's body: `BODY_KEYS` of `tamis.manifests.schema`, and others at will. `dataset` has at
-            least `fingerprint`, `rows` and `sources` (mappings with `rows`), `stages` are mappings with a
-            `name`, `reasons` strings, `scores` a mapping from name to declaration.
+            least `fingerprint`, `rows`, `schema`, `fields` (from role to column) and `sources` (mappings with
+            `rows`), `recipe` is a mapping, `stages` are mappings with a `name`, `reasons` strings, `scores` a
+            mapping from name to declaration, `certificate` and `schedule` mappings or None.
         before_link: Called after all parts are verified and before the manifest exists; verifies that the
             sources have not changed, and raises if they have.
         part_rows: Rows in a part file.

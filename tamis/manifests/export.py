@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import secrets
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,9 @@ def export(manifest: Manifest, source_rows: Callable[[np.ndarray], pa.Table], to
     write = _WRITERS.get(to)
     if write is None:
         raise RecipeError(f"export to {to!r} was asked for; allowed are {', '.join(_WRITERS)}")
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise OutputError(f"{out} exists and is not overwritten: choose another path, or remove it first")
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}.tmp")
+    temporary = out.with_name(f".{out.name[:200]}.{secrets.token_hex(8)}.tmp")
     try:
         write(manifest, source_rows, temporary)
         temporary.rename(out)

@@ -41,6 +41,10 @@ COMPUTED_KEYS = ("format", "version", "counts", "files", "subset_id")
 """What the commit adds to it."""
 
 
+_BOUNDS = ("objective", "upper_bound", "ratio")
+"""What a certificate says at least."""
+
+
 class Decision(IntEnum):
     """What became of an input row: the codes of the audit's `decision` column."""
 
@@ -133,6 +137,12 @@ def check_body(body: Mapping[str, Any]) -> None:
     _demand(isinstance(dataset, dict), "dataset is not a mapping")
     _demand(isinstance(dataset.get("fingerprint"), str), "dataset.fingerprint is not a string")
     _demand(_is_count(dataset.get("rows")), "dataset.rows is not a count")
+    _demand(isinstance(dataset.get("schema"), str), "dataset.schema is not a string")
+    fields = dataset.get("fields")
+    _demand(
+        isinstance(fields, dict) and all(isinstance(column, str | None) for column in fields.values()),
+        "dataset.fields is not a mapping from role to column",
+    )
     sources = dataset.get("sources")
     _demand(
         isinstance(sources, list) and all(isinstance(s, dict) and _is_count(s.get("rows")) for s in sources),
@@ -146,6 +156,19 @@ def check_body(body: Mapping[str, Any]) -> None:
         isinstance(body["stages"], list)
         and all(isinstance(stage, dict) and isinstance(stage.get("name"), str) for stage in body["stages"]),
         "stages is not a list of mappings with a name",
+    )
+    _demand(isinstance(body["recipe"], dict), "recipe is not a mapping")
+    _demand(isinstance(body["recipe"].get("train", {}), dict), "recipe.train is not a mapping")
+    classes = body.get("classes", [])
+    _demand(
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes), "classes is not a list of strings"
+    )
+    _demand(isinstance(body["schedule"], dict | None), "schedule is not a mapping or null")
+    certificate = body["certificate"]
+    _demand(
+        certificate is None
+        or (isinstance(certificate, dict) and all(_is_number(certificate.get(name)) for name in _BOUNDS)),
+        f"certificate is not a mapping with the numbers {', '.join(_BOUNDS)}, or null",
     )
     _demand(isinstance(body["scores"], dict), "scores is not a mapping from name to declaration")
     _demand(
@@ -210,10 +233,20 @@ def check_tables(select: pa.Table, audit: pa.Table, body: Mapping[str, Any]) -> 
         (source_row >= 0) & (source_row < source_rows[source]),
         "select.source_row is not a row of its source",
     )
+    # Exact duplicates go before near ones; so following kept_row ends, and at a kept row or one dropped on its own.
+    stayed = audit["stage"].to_numpy().astype(np.int64) * len(DECISIONS) + decision
+    stayed[decision == Decision.KEPT] = np.iinfo(np.int64).max
+    stands = audit["kept_row"].drop_null().to_numpy()
+    stood_for = audit["kept_row"].is_valid().to_numpy()
+    _every(stayed[stands] > stayed[stood_for], "audit.kept_row leads to a row that did not stay longer")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**63  # as the row numbers, int64
 
 
 def _within(column: pa.ChunkedArray, length: int) -> np.ndarray:

@@ -25,7 +25,7 @@ def locate(folder: Path, data: Path | None = None) -> str:
         return str(data)
     for candidate in (folder, folder.resolve().parent):
         try:
-            return str(read_run(candidate)["data"])
+            return str(read_run(candidate, names=("data",))["data"])
         except OutputError:
             continue
     raise DatasetMismatchError(f"{folder} does not say where its dataset lies; give it with --data")

@@ -46,8 +46,11 @@ def measure(kind: str, location: str) -> tuple[int, str]:
     """
     with _explained(kind, location):
         if kind not in _PARTS:
+            _require_file(Path(location))
             return Path(location).stat().st_size, sha256_file(location)
         parts = _PARTS[kind](location)
+        for _, path in parts:
+            _require_file(path)
         sizes = [path.stat().st_size for _, path in parts]
         listing = [
             {"name": name, "bytes": size, "sha256": sha256_file(path)}
@@ -101,14 +104,22 @@ def _explained(kind: str, location: str) -> Iterator[None]:
     """Turn the readers' errors into one that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
         text = str(error).strip().split("\n")[0]
-        raise DataError(f"{location}: not a whole, valid {kind} file: {text}") from error
+        raise DataError(f"{location}: not a whole, valid {kind} file: {text}; write it again") from error
+
+
+def _require_file(path: Path) -> None:
+    """Refuse a pipe or a device, which could be read for ever."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no regular file; give a file")
 
 
 def _saved_files(folder: str, key: str = "") -> list[Path]:
     """The data files of a saved Hugging Face dataset, then those of its indices mapping, in order."""
     state = json.loads((Path(folder) / "state.json").read_bytes())
+    if not isinstance(state, dict):
+        raise ValueError("state.json is not a mapping")
     keys = [key] if key else ["_data_files", "_indices_data_files"]
     names = [entry["filename"] for name in keys for entry in state.get(name) or []]
     for name in names:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import fcntl
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tamis.errors import LockedError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _LOCK_ATTEMPTS = 5
+
+
+def run_folder(out: str | Path) -> Path:
+    """The run's folder as an absolute path without links; it need not be there.
+
+    Raises:
+        OutputError: It is a link to itself.
+    """
+    try:
+        return Path(out).resolve()
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"cannot write to {out}: {error}; give a folder that can be written with --out") from error
 
 
 @contextmanager

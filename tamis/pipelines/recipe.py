@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tamis.errors import RecipeError
 from tamis.pipelines.strict_yaml import load_recipe_text
+
+_NAME_BYTES, _PATH_BYTES = 255, 2048  # common file systems know no longer ones, and the recipe's folder comes before
 
 Path_ = tuple[str | int, ...]
 LineOf = Callable[[Path_], int | None]
@@ -54,8 +56,18 @@ def no_address(path: str) -> str:
     return path
 
 
+def _is_path(value: str) -> str:
+    if len(value.encode()) > _PATH_BYTES or any(len(name.encode()) > _NAME_BYTES for name in value.split("/")):
+        raise ValueError(
+            f"a path of more than {_PATH_BYTES} bytes, or with a name of more than {_NAME_BYTES} bytes, is that of no "
+            f"file; given {value[:40]!r}..."
+        )
+    return value
+
+
 Amount = Annotated[int | float, Field(union_mode="left_to_right")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+PathText = Annotated[str, AfterValidator(_is_path)]
 
 
 class _Frozen(BaseModel):
@@ -65,7 +77,7 @@ class _Frozen(BaseModel):
 class DatasetConfig(_Frozen):
     """Where the rows are and which columns mean what."""
 
-    path: str = Field(
+    path: PathText = Field(
         description="A file, a glob, a folder of files, or a Hugging Face `save_to_disk` folder: "
         "parquet, JSONL, CSV, Arrow IPC or IDX (columns image, label); or a folder of class folders of image files "
         "(columns image, label, path). A relative path is taken from the recipe's folder."
@@ -105,7 +117,7 @@ class EmbedConfig(_Frozen):
     """Embed every row: one float32 unit vector a row."""
 
     kind: Literal["embed"] = "embed"
-    encoder: str = Field(
+    encoder: PathText = Field(
         "lsa",
         description="lsa (TF-IDF and truncated SVD, needs no weights; of texts, or of token blocks where there are "
         "none) | pixels (PCA of small images, needs no weights) | sentence: PATH or hub name | "
@@ -190,7 +202,7 @@ class ClusterConfig(_Frozen):
     n_clusters: Literal["auto"] | int = Field(
         "auto", description="Number of clusters; auto: the square root of the number of rows."
     )
-    iterations: int = Field(20, ge=1, description="Lloyd iterations.")
+    iterations: int = Field(20, ge=1, le=10_000, description="Lloyd iterations.")
     fit_rows: int = Field(100_000, ge=1, description="Rows that the centroids are fitted on.")
 
     @field_validator("n_clusters")
@@ -206,7 +218,7 @@ class ScoreConfig(_Frozen):
     method: Literal["proxy"] | None = Field(
         None, description="proxy: multinomial logistic regression on the embeddings, out of fold."
     )
-    from_: str | None = Field(
+    from_: PathText | None = Field(
         None,
         alias="from",
         description="A table with sample ids and losses (parquet, Arrow, CSV or JSONL), or the folder of a training, "
@@ -321,15 +333,19 @@ class SelectConfig(_Frozen):
     trade_off: float = Field(0.5, ge=0.0, description="graph_cut: lambda, how much similarity within the subset costs.")
     ridge: float = Field(1.0, ge=1e-6, le=1e6, description="log_det: what is added to the kernel's diagonal.")
     n_clusters: Literal["auto"] | int = Field("auto", description="duqgen: clusters to draw from.")
-    continue_from: str | None = Field(
+    continue_from: PathText | None = Field(
         None,
         description="facility_location, random: an earlier run's folder, or a manifest or version of one. What it kept "
         "is in no stage dropped and counts in the budget; the dataset has its files and may have others.",
     )
-    queries: str | None = Field(None, description="targeted: a file of vectors that the subset should be near to.")
-    eta: float = Field(1.0, gt=0.0, description="targeted: how far a row may be represented beyond its own relevance.")
-    avoid: str | None = Field(None, description="conditional: a file of vectors that need no representation any more.")
-    nu: float = Field(1.0, ge=0.0, description="conditional: how strongly to avoid them.")
+    queries: PathText | None = Field(None, description="targeted: a file of vectors that the subset should be near to.")
+    eta: float = Field(
+        1.0, gt=0.0, le=1e6, description="targeted: how far a row may be represented beyond its own relevance."
+    )
+    avoid: PathText | None = Field(
+        None, description="conditional: a file of vectors that need no representation any more."
+    )
+    nu: float = Field(1.0, ge=0.0, le=1e6, description="conditional: how strongly to avoid them.")
 
     _amount = field_validator("budget", mode="before")(_is_amount)
 
@@ -527,12 +543,15 @@ def load_recipe(
         raw, origin, folder = dict(source), "recipe", Path.cwd()
     else:
         path = Path(source)
-        origin, folder = str(path), path.resolve().parent
+        origin = str(path)
         try:
+            if path.exists() and not path.is_file():
+                raise OSError("it is no regular file")
             text = path.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
         raw, lines = load_recipe_text(text, origin)
+        folder = path.resolve().parent
     for override in overrides:
         raw = _override(raw, override)
     try:
@@ -574,13 +593,15 @@ def _override(raw: Mapping[str, Any], text: str) -> dict[str, Any]:
     keys = target.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"--set {text!r}: write it as stage.key=value, such as select.budget=0.1")
-    value = load_recipe_text(f"value: {value_text}", f"--set {text}")[0]["value"]
+    read = load_recipe_text(f"value: {value_text}", f"--set {text}")[0]
+    if len(read) > 1:
+        raise RecipeError(f"--set {text!r}: one value is allowed, {len(read)} were given; repeat --set for each")
     stages = raw.get("stages") or ()
     if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
         raise RecipeError(f"--set {text!r}: the recipe's stages are not a list of mappings; mend the recipe first")
     changed = {**raw, "stages": [dict(stage) for stage in stages]}
     if len(keys) == 1:
-        return {**changed, keys[0]: value}
+        return {**changed, keys[0]: read["value"]}
     if len(keys) != 2:
         raise RecipeError(f"--set {text!r}: {target!r} is too deep; write stage.key=value")
     head, key = keys
@@ -597,13 +618,13 @@ def _override(raw: Mapping[str, Any], text: str) -> dict[str, Any]:
                 f"--set {text!r}: {len(of_kind)} stages are of kind {kind}; say which: {kind}[0] to "
                 f"{kind}[{len(of_kind) - 1}]"
             )
-        of_kind[int(index or 0)][key] = value
+        of_kind[int(index or 0)][key] = read["value"]
         return changed
     if kind in ("dataset", "train"):
         section = changed.get(kind) or {}
         if not isinstance(section, Mapping):
             raise RecipeError(f"--set {text!r}: the recipe's {kind} is not a mapping; mend the recipe first")
-        return {**changed, kind: {**section, key: value}}
+        return {**changed, kind: {**section, key: read["value"]}}
     kinds = sorted({str(stage.get("kind")) for stage in changed["stages"]})
     raise RecipeError(
         f"--set {text!r}: no stage {kind!r} in this recipe; it has {', '.join(kinds)}, and dataset and train"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tamis.manifests.atomic import sweep, write_atomic
 from tamis.manifests.canonical import digest, sealed
 from tamis.manifests.reader import Manifest, open_manifest, versions
 from tamis.manifests.reader import record_path as manifest_record_path
-from tamis.pipelines.lock import locked
+from tamis.pipelines.lock import locked, run_folder
 from tamis.pipelines.node import Artifact, DamagedArtifactError, forget
 from tamis.pipelines.plan import Plan, finished, make_plan, pending
 from tamis.pipelines.recipe import Recipe, load_recipe
@@ -103,7 +103,7 @@ def run(
         raise RecipeError(f"timeout is {timeout}; it must be above 0 seconds")
     workers = workers or usable_cores()
     start = time.perf_counter()
-    folder = Path(out).resolve()
+    folder = run_folder(out)
     with stoppable(timeout) as check, locked(folder), _EventLog(folder, on_event) as events:
         _make_work(folder)
         for owned in ("work", "data", "manifest"):
@@ -349,20 +349,49 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
 
 
-def read_run(folder: Path, which: str = COMMITTED) -> dict[str, Any]:
+_DESCRIBED: dict[str, Any] = {
+    "name": str, "data": str, "rows": int, "limit": int | None, "settings": dict, "sources": dict, "stages": list,
+}  # fmt: skip
+
+
+def read_run(folder: Path, which: str = COMMITTED, names: Iterable[str] = tuple(_DESCRIBED)) -> dict[str, Any]:
     """Read what is said of the last finished run (`COMMITTED`), or of the last try (`ATTEMPT`).
 
+    Args:
+        folder: The run's.
+        which: The file.
+        names: What the caller wants to know of what `describe` gives.
+
     Raises:
-        OutputError: The folder holds no run.
+        OutputError: The folder holds no run, or the file does not say these.
     """
     try:
         described: dict[str, Any] = json.loads((folder / which).read_bytes())
-    except (OSError, ValueError) as error:
+        missing = [name for name in names if not _says(described, name)]
+        if missing:
+            raise ValueError(f"it does not say {', '.join(missing)}")
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(
             f"{folder} holds no run that was finished ({which} cannot be read: {error}); give the folder "
             "that was --out of tamis run"
         ) from error
     return described
+
+
+def _says(described: Any, name: str) -> bool:
+    """Whether a description has a value of that name which others can count on."""
+    value = described.get(name) if isinstance(described, dict) else None
+    return isinstance(value, _DESCRIBED[name]) and (name != "stages" or all(_is_stage(stage) for stage in value))
+
+
+def _is_stage(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), str) for name in ("stage", "kind"))
+        and isinstance(value.get("config"), dict)
+        and isinstance(value.get("nodes"), list)
+        and all(isinstance(node, list) and [type(part) for part in node] == [str, str, str] for node in value["nodes"])
+    )
 
 
 def _known_scans(folder: Path) -> dict[str, tuple[int, list[str]]]:

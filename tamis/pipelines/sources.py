@@ -104,11 +104,15 @@ def resolve(data: Any, spool: Path | None = None) -> list[FoundFile]:
         scheme = name.partition("://")[0]
         raise DataError(f"{scheme}://... is a remote address; files on this machine are read: copy it here first")
     path = Path(name)
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise DataError(f"{name} cannot be looked at: {error.strerror}; give a file, a glob or a folder") from error
+    if is_folder:
         found = _in_folder(path)
         if not found:
             raise DataError(f"the folder {name} has no data files; {_what_is_read()}")
-    elif path.exists():
+    elif is_there:
         found = [FoundFile(path.name, str(path), _format_of(path))]
     elif glob.has_magic(name):
         found = _matching(name)
@@ -119,6 +123,8 @@ def resolve(data: Any, spool: Path | None = None) -> list[FoundFile]:
     for file in found:
         if formats.SURROGATE.search(file.path):
             raise DataError(f"the file name {file.path!r} is not UTF-8: rename it")
+        if not Path(file.location).exists():
+            raise DataError(f"{file.location} is a link to nothing: mend it or remove it")
     return sorted(found, key=lambda file: file.path)
 
 
@@ -430,9 +436,10 @@ def _refuse_dataset_dict(folder: Path) -> None:
         return
     try:
         splits = sorted(json.loads(marker.read_bytes())["splits"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         splits = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    raise DataError(f"{folder} holds the splits {splits}; name one of them, such as {folder / splits[0]}")
+    named = f", such as {folder / str(splits[0])}" if splits else ""
+    raise DataError(f"{folder} holds the splits {splits} of a dataset; name the folder of one of them{named}")
 
 
 def _spooled(data: Any, spool: Path | None) -> FoundFile:

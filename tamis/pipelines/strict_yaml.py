@@ -24,6 +24,7 @@ MAX_DEPTH = 32
 
 _NULLS = {"", "~", "null", "Null", "NULL"}
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
 _FLOAT = re.compile(r"(?=.*[.eE])[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
@@ -60,6 +61,8 @@ def load_recipe_text(text: str, origin: str) -> tuple[dict[str, Any], LineOf]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise RecipeError(f"{origin}:{line}: not valid YAML: {error.problem or error.context}") from error
+    except (ValueError, OverflowError) as error:  # an escape such as "\UFFFFFFFF", of which PyYAML makes no error
+        raise RecipeError(f"{origin}:{reader.line}: not valid YAML after this line: {error}") from error
     return value, reader.lines.get
 
 
@@ -69,6 +72,7 @@ class _Reader:
     def __init__(self, origin: str) -> None:
         self.origin = origin
         self.lines: dict[Keys, int] = {}
+        self.line = 1
 
     def document(self, events: Iterator[yaml.Event]) -> dict[str, Any]:
         next(events)  # start of stream
@@ -86,7 +90,8 @@ class _Reader:
         return value
 
     def value(self, event: yaml.Event, events: Iterator[yaml.Event], path: Keys) -> Any:
-        self.lines.setdefault(path, _line(event))
+        self.line = _line(event)
+        self.lines.setdefault(path, self.line)
         if len(path) > MAX_DEPTH:
             raise self.error(event, f"nested more than {MAX_DEPTH} levels deep")
         if isinstance(event, yaml.AliasEvent):
@@ -97,6 +102,7 @@ class _Reader:
         if event.tag is not None:
             raise self.error(event, f"the tag {event.tag} is not allowed; write a plain value")
         if isinstance(event, yaml.ScalarEvent):
+            self.check_text(event)
             return event.value if event.style else _plain_scalar(event.value)
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(events, path)
@@ -115,6 +121,7 @@ class _Reader:
                 raise self.error(event, "a key is not a plain word")
             if event.anchor is not None or event.tag is not None:
                 raise self.error(event, f"the key {event.value!r} has an anchor or a tag, which are not allowed")
+            self.check_text(event)
             key = event.value
             if key == "<<":
                 raise self.error(event, "the merge key << is not allowed; write the values out")
@@ -124,6 +131,10 @@ class _Reader:
             self.lines[where] = _line(event)
             items[key] = self.value(next(events), events, where)
         return items
+
+    def check_text(self, event: yaml.ScalarEvent) -> None:
+        if _SURROGATE.search(event.value):
+            raise self.error(event, f"{event.value!r} has a lone surrogate, half a character: write all of it")
 
     def error(self, event: yaml.Event, message: str) -> RecipeError:
         return RecipeError(f"{self.origin}:{_line(event)}: {message}")

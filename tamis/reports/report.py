@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
+from tamis.errors import OutputError
 from tamis.manifests.atomic import write_atomic
 from tamis.manifests.reader import open_manifest
 from tamis.pipelines.node import Artifact, load_record
@@ -70,8 +71,18 @@ def build_report(folder: Path) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "numeric": manifest.record["numeric"],
         "libraries": manifest.record["libraries"],
-        "comparison": json.loads(path.read_bytes()) if path.is_file() else None,
+        "comparison": _comparison(path) if path.is_file() else None,
     }
+
+
+def _comparison(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+        return {name: found[name] for name in ("note", "results", "verdict")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OutputError(
+            f"{path} holds no comparison of trainings ({error!r}): remove it, or compare again"
+        ) from error
 
 
 def _artifacts(folder: Path, stage: dict[str, Any]) -> list[Artifact]:
@@ -84,7 +95,7 @@ def _classes(folder: Path, described: dict[str, Any], manifest: Any) -> list[dic
     import pyarrow as pa
 
     index = next((item for item in _artifacts(folder, described["stages"][0]) if item.task == "ingest.index"), None)
-    if index is None or not manifest.record["classes"] or index.file is None:
+    if index is None or not manifest.record.get("classes") or index.file is None:
         return []
     with pa.memory_map(str(folder / "work" / index.file)) as source:
         labels = pa.ipc.open_file(source).read_all()["label"]

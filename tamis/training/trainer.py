@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from tamis.errors import DataError, NonFiniteLossError, OutputError, RecipeError, TamisError
+from tamis.errors import DamagedManifestError, DataError, NonFiniteLossError, OutputError, RecipeError, TamisError
 from tamis.manifests.atomic import sweep
 from tamis.manifests.canonical import digest
 from tamis.manifests.ledger import commit_ledger
@@ -159,7 +160,10 @@ def planned(manifest: Manifest) -> TrainConfig:
         schedule = manifest.record["schedule"] or {}
         options = ("num_group", "window_scale", "prune_ratio", "delta", "rule")
         given = {name: schedule[name] for name in options if name in schedule} | given
-    return TrainConfig(**given)
+    try:
+        return TypeAdapter(TrainConfig).validate_python(given)
+    except ValidationError as error:
+        raise DamagedManifestError(f"the manifest's recipe does not say how to train: {error}") from error
 
 
 def train(

@@ -47,7 +47,7 @@ def make(folder):
     }
     source = {"path": "a.csv", "bytes": 1, "sha256": "a" * 64, "rows": ROWS}
     body = {
-        "dataset": {"fingerprint": "f" * 64, "rows": ROWS, "sources": [source]},
+        "dataset": {"fingerprint": "f" * 64, "rows": ROWS, "schema": "s", "fields": {}, "sources": [source]},
         "recipe": {"name": "x"},
         "seed": 1,
         "stages": [{"name": "select"}],

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tamis.embeddings.encoders import count_vectors, read_vectors
+from tamis.embeddings.encoders import as_unit, count_vectors, read_vectors
 from tamis.errors import DataError, RecipeError
 from tamis.manifests.canonical import sha256_file
 from tamis.pipelines.node import Inputs, Output, Task
@@ -591,7 +591,12 @@ def whole(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
 def _beside(inputs: Inputs) -> npt.NDArray[np.float32]:
     path = Path(inputs.hints["file"])
-    return read_vectors(path, 0, count_vectors(path))
+    given = read_vectors(path, 0, count_vectors(path))
+    _, bad = as_unit(given)
+    if bad:
+        shown = "; ".join(f"row {row}: {reason}" for row, reason in list(bad.items())[:10])
+        raise DataError(f"{path}: {len(bad)} of {len(given)} vectors cannot be used: {shown}; mend or remove them")
+    return given
 
 
 def _output(
