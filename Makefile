@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test lint format bench soak clean
+.PHONY: env demo test lint format bench soak fuzz coverage clean
 
 env: $(STAMP)
 
@@ -36,7 +36,10 @@ bench: $(STAMP)
 	  $(BIN)/python benchmarks/$$question.py || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 
-soak: $(STAMP)
+fuzz: $(STAMP)
+	$(BIN)/python tests/soak/fuzz.py --seconds 3600 --seed $$(date +%j)
+
+soak: $(STAMP) fuzz
 	$(BIN)/python -m pytest tests/faults --soak
 
 clean:
