@@ -386,7 +386,7 @@ class ScheduleConfig(_Frozen):
 
     kind: Literal["schedule"] = "schedule"
     method: Literal["seta"] = Field("seta", description="The schedule.")
-    epochs: int = Field(12, ge=1, description="Epochs of the training that follows the schedule.")
+    epochs: int = Field(12, ge=1, le=10_000, description="Epochs of the training that follows the schedule.")
     num_group: int = Field(10, ge=1, description="Difficulty groups K, by exact one-dimensional k-means of the losses.")
     window_scale: float = Field(0.5, gt=0.0, le=1.0, description="Window width as a share alpha of the groups.")
     prune_ratio: Fraction = Field(0.0, description="Uniform fraction r left out in each epoch.")
@@ -428,7 +428,9 @@ class TrainSection(_Frozen):
     model: Literal["text", "image", "lm"] = Field(
         "text", description="The bundled model: a classifier of text or image, or lm, a small GPT on blocks of tokens."
     )
-    epochs: int | None = Field(None, ge=1, description="Epochs over the subset; default: the schedule's, or 12.")
+    epochs: int | None = Field(
+        None, ge=1, le=10_000, description="Epochs over the subset; default: the schedule's, or 12."
+    )
     batch_size: int = Field(128, ge=1, description="Samples per step, of all processes together.")
     lr: float | None = Field(
         None,

@@ -320,7 +320,7 @@ FILES = {
     "a file that may not be read": ([made(lambda folder: (folder / "rows.parquet").chmod(0))], VALIDATE, 3,
         "rows.parquet", "Permission denied"),
     "a name that is too long": ([dataset(path="x" * 300 + ".csv")], VALIDATE, 2,
-        "dataset.path: a name of more than 255 bytes"),
+        "dataset.path: a path of more than 2048 bytes, or"),
     "a name with NUL": ([dataset(path="a\0.csv")], VALIDATE, 3, "does not exist"),
     "a name that is not UTF-8": ([written(os.fsdecode(b"d/r\xff.jsonl"), ROW), dataset(path="d")], VALIDATE, 3,
         "is not UTF-8: rename it"),
