@@ -36,6 +36,10 @@ bench: $(STAMP)
 	  $(BIN)/python benchmarks/$$question.py || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 
+coverage: $(STAMP)
+	$(BIN)/python -m coverage run -m pytest tests/unit/test_manifest_*.py tests/properties/test_canonical.py tests/faults/test_manifest_damage.py
+	$(BIN)/python -m coverage report
+
 fuzz: $(STAMP)
 	$(BIN)/python tests/soak/fuzz.py --seconds 3600 --seed $$(date +%j)
 

@@ -241,8 +241,6 @@ def _offsets_and_data(array: pa.Array, offset_type: np.dtype[Any]) -> list[np.nd
     # values, one after the other: nothing can hide between them.
     empty = "" if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) else b""
     filled = pc.fill_null(array, pa.scalar(empty, array.type))
-    if len(filled) == 0:
-        return [np.zeros(1, offset_type), np.zeros(0, np.uint8)]
     _, offset_buffer, data_buffer = filled.buffers()
     offsets = np.frombuffer(offset_buffer, offset_type)[filled.offset : filled.offset + len(filled) + 1]
     data = np.frombuffer(data_buffer or b"", np.uint8)[offsets[0] : offsets[-1]]

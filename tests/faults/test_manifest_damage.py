@@ -233,6 +233,15 @@ def listing(change):
         (lambda body: body.pop("counts"), "counts"),
         (lambda body: body.pop("dataset"), "dataset"),
         (lambda body: body.update(dataset=[]), "dataset"),
+        (lambda body: body["dataset"].pop("schema"), "dataset.schema"),
+        (lambda body: body["dataset"].update(fields={"text": 1}), "dataset.fields"),
+        (lambda body: body["dataset"]["sources"][0].update(rows=2**63), "dataset.sources"),
+        (lambda body: body.update(recipe=[]), "recipe is not a mapping"),
+        (lambda body: body["recipe"].update(train=[]), "recipe.train"),
+        (lambda body: body.update(classes=[1]), "classes"),
+        (lambda body: body.update(schedule=[]), "schedule"),
+        (lambda body: body.update(certificate={"ratio": 1}), "objective, upper_bound, ratio"),
+        (lambda body: body.update(required_features=[["telepathy"]]), "telepathy"),
     ],
 )
 def test_forged_records_are_refused(folder, change, message):

@@ -9,7 +9,7 @@ import pytest
 
 from tamis.errors import OutputError
 from tamis.manifests import atomic
-from tamis.manifests.atomic import content_name, write_atomic, write_once
+from tamis.manifests.atomic import content_name, crash_point, hashed_name, sweep, write_atomic, write_once
 
 
 def test_writes_and_replaces(tmp_path):
@@ -92,6 +92,42 @@ def test_crash_points_kill_and_nothing_is_torn(tmp_path, point, there):
     )
     assert done.returncode == (0 if point == "elsewhere" else -signal.SIGKILL)
     assert ((tmp_path / "x").read_bytes() if (tmp_path / "x").exists() else None) == there
+
+
+def test_a_crash_point_kills_at_its_own_name_only(monkeypatch):
+    killed = []
+    monkeypatch.setattr(atomic.os, "kill", lambda *arguments: killed.append(arguments))
+    monkeypatch.setenv("TAMIS_CRASH_AT", "there")
+    crash_point("here")
+    assert killed == []
+    crash_point("there")
+    assert killed == [(os.getpid(), signal.SIGKILL)]
+
+
+def test_a_link_that_fails_and_is_not_there_is_an_output_error(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    with pytest.raises(OutputError, match="no hard links here"):
+        write_once(tmp_path / "x", b"one")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sweeping_removes_what_killed_processes_left_and_nothing_else(tmp_path):
+    (tmp_path / "sub" / ".folder.tmp").mkdir(parents=True)
+    for name in ("x", "x.tmp", ".x", ".x.0123.tmp", "sub/.y.0123.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    sweep(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"x", "x.tmp", ".x", "sub", "sub/.folder.tmp"}
+
+
+def test_hashed_names_are_made_of_a_sha256_only():
+    assert hashed_name("ledger", "ab" * 32, "arrow") == "ledger.abababababababab.arrow"
+    for sha256 in ("../" + "a" * 61, "ab", "AB" * 32, ""):
+        with pytest.raises(ValueError, match="is no sha256"):
+            hashed_name("ledger", sha256, "arrow")
 
 
 def test_content_names():

@@ -13,7 +13,9 @@ from tamis.manifests.canonical import (
     canonical_table,
     digest,
     ipc_bytes,
+    sealed,
     sha256_file,
+    unsealed,
     write_ipc,
 )
 
@@ -88,6 +90,29 @@ def test_dictionaries_metadata_and_order_of_columns_do_not_matter():
     assert ipc_bytes(in_order) == ipc_bytes(plain)
 
 
+def test_vectors_of_fixed_length_are_canonical_too():
+    kind = pa.list_(pa.float32(), 2)
+    plain = pa.array([[1.0, 2.0], None, [0.0, 3.0]], kind)
+    garbage = pa.FixedSizeListArray.from_arrays(
+        pa.array([9.0, 9.0, 1.0, 2.0, 7.0, 7.0, -0.0, 3.0], pa.float32()), 2, mask=pa.array([False, False, True, False])
+    ).slice(1)
+    assert ipc_bytes(pa.table({"v": garbage})) == ipc_bytes(pa.table({"v": plain}))
+    assert canonical_table(pa.table({"v": garbage}), pa.schema([("v", kind)]))["v"].to_pylist() == plain.to_pylist()
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"17", b'{"body":1}', b"[" * 100_000, b'{"body":{},"sha256":1}'])
+def test_what_is_no_sealed_record_is_refused(raw):
+    with pytest.raises(ValueError, match=r"no sealed record|sha256 does not match|Expecting value"):
+        unsealed(raw)
+
+
+def test_a_sealed_record_is_opened_and_nothing_may_be_added():
+    assert unsealed(sealed({"a": 1})) == {"a": 1}
+    for other in (sealed({"a": 1}) + b" ", sealed({"a": 1}).replace(b"1", b"2"), b'{"b":0,' + sealed({"a": 1})[1:]):
+        with pytest.raises(ValueError, match="sha256 does not match"):
+            unsealed(other)
+
+
 @pytest.mark.parametrize(
     ("column", "field", "message"),
     [
@@ -96,6 +121,7 @@ def test_dictionaries_metadata_and_order_of_columns_do_not_matter():
         (pa.array([1, 2**40]), pa.field("x", pa.int32()), "int32"),
         (pa.array(["a"]), pa.field("x", pa.int32()), "int32"),
         (pa.array([[1]]), pa.field("x", pa.list_(pa.int64())), "canonical"),
+        (pa.array([[1, None]], pa.list_(pa.int64(), 2)), pa.field("x", pa.list_(pa.int64(), 2)), "canonical"),
     ],
 )
 def test_table_refuses(column, field, message):

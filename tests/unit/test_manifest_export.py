@@ -140,3 +140,30 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         export(manifest(), fail, "parquet", tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_half_a_folder_is_removed(tmp_path, monkeypatch):
+    import datasets
+
+    def fail(self, path):
+        (tmp_path / path).mkdir()
+        (tmp_path / path / "data.arrow").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets.Dataset, "save_to_disk", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        export(manifest(), source_rows, "hf", tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+def test_progress_bars_are_left_as_they_were(tmp_path, disabled):
+    import datasets
+
+    before = datasets.are_progress_bars_disabled()
+    try:
+        (datasets.disable_progress_bars if disabled else datasets.enable_progress_bars)()
+        export(manifest(), source_rows, "hf", tmp_path / "x")
+        assert datasets.are_progress_bars_disabled() is disabled
+    finally:
+        (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
