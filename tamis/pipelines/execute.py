@@ -7,12 +7,13 @@ lies in the working folder.
 
 from __future__ import annotations
 
+import os
 import queue
 import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
@@ -22,6 +23,7 @@ import psutil
 
 from tamis.errors import OutputError, TamisError, WorkerError
 from tamis.manifests.atomic import sync_folder
+from tamis.pipelines import numeric
 from tamis.pipelines.node import Artifact, Node, load_record, run_node
 
 if TYPE_CHECKING:
@@ -62,9 +64,13 @@ def execute(
     Raises:
         TamisError: What a task raised.
         WorkerError: A worker died again and again on one node, which is named.
+        RecipeError: The numeric policy is `portable`, which this machine, or this process for `sync`, is not made for.
     """
     if not nodes:
         return
+    portable = any(node.numeric == numeric.PORTABLE for node in nodes)
+    if portable and scheduler is None:
+        numeric.check_processor() if executor == "local" else numeric.check_started()
     for task in sorted({node.task for node in nodes}):
         try:
             (work / task).mkdir(parents=True, exist_ok=True)
@@ -85,7 +91,8 @@ def execute(
     else:
         from distributed import Client
 
-        with _cluster(work, workers) as cluster, Client(cluster, set_as_default=False) as client:
+        variables = numeric.environment() if portable else {}
+        with _variables(variables), _cluster(work, workers) as cluster, Client(cluster, set_as_default=False) as client:
             _run_on(client, nodes, work, on_done, (check, Watchdog(cluster.scheduler, _STALL_SECONDS)))
 
 
@@ -308,6 +315,24 @@ def _started(start: Callable[[], Any]) -> Any:
                     f"worker processes did not start, {failures} times: {error}. Finished blocks are kept: run again "
                     "with fewer --workers, or with --executor sync"
                 ) from error
+
+
+@contextmanager
+def _variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for a while: workers inherit them, those that are started later too.
+
+    Dask's own setting for it yields to variables that are there already, and leaves its own behind.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import pyarrow as pa
 from tamis.errors import DataError, TamisError, WorkerError
 from tamis.manifests.atomic import crash_point, remove, write_atomic
 from tamis.manifests.canonical import digest, sealed, unsealed
+from tamis.pipelines.numeric import NATIVE, PORTABLE, check_worker
 from tamis.pipelines.resources import one_thread, peak_memory, reset_peak_memory
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Node:
         params: What decides the result, beside the inputs.
         inputs: Role -> the nodes whose files the task reads, each as (name, task, key).
         hints: What the task needs but the result does not depend on, such as where a file lies.
-        key: sha256 of {task, version, versions of the libraries, params, inputs' keys}.
+        key: sha256 of {task, version, versions of the libraries, params, inputs' keys, the numeric policy}.
+        numeric: `native` or `portable`: which kernels it computes with.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Node:
     inputs: Mapping[str, tuple[Reference, ...]]
     hints: Mapping[str, Json]
     key: str
+    numeric: str = NATIVE
 
     @property
     def reference(self) -> Reference:
@@ -176,6 +179,7 @@ def make_node(
     params: Mapping[str, Json],
     inputs: Mapping[str, Iterable[Node]],
     hints: Mapping[str, Json] | None = None,
+    numeric: str = NATIVE,
 ) -> Node:
     """Make a node and compute its key.
 
@@ -192,7 +196,9 @@ def make_node(
         "params": dict(params),
         "inputs": keys,
     }
-    return Node(name, stage, task, dict(params), references, dict(hints or {}), digest(identity))
+    if numeric != NATIVE:
+        identity["numeric"] = numeric
+    return Node(name, stage, task, dict(params), references, dict(hints or {}), digest(identity), numeric)
 
 
 @functools.cache
@@ -246,12 +252,15 @@ def run_node(node: Node, work: str, *_finished: object) -> Artifact:
 
     Raises:
         TamisError: What the task says is wrong.
-        WorkerError: The task failed in a way that it did not foresee; the message names the node.
+        WorkerError: The task failed in a way that it did not foresee; the message names the node. Or this process does
+            not compute with the kernels that the node asks for.
     """
     folder = Path(work)
     done = load_record(folder, node.reference)
     if done is not None:
         return done
+    if node.numeric == PORTABLE:
+        check_worker()
     inputs = {role: tuple(_required(folder, item) for item in group) for role, group in node.inputs.items()}
     task = task_of(node.task)
     for library in task.libraries:

@@ -195,7 +195,7 @@ def make_plan(
             hints: Mapping[str, Json] | None = None,
         ) -> Node:
             name = f"{label}/{task.partition('.')[2]}" + (f"/{part:05d}" if part is not None else "")
-            node = make_node(name, len(stages), task, params, inputs, hints)
+            node = make_node(name, len(stages), task, params, inputs, hints, numeric=recipe.numeric)
             nodes[name] = node
             names.append(name)
             return node

@@ -473,6 +473,13 @@ class Recipe(_Frozen):
     dataset: DatasetConfig
     stages: tuple[StageConfig, ...] = Field(description="The stages, in order.", strict=False)
     train: TrainSection = TrainSection()
+    numeric: Literal["native", "portable"] = Field(
+        "native",
+        description="native: libraries take the fastest kernels of the processor, which the record names; processors "
+        "with the same ones give the same bytes. portable: libraries are held to those of AVX2 (x86-64-v3), so that "
+        "every processor that has them gives the same bytes; slower. Either way workers, threads and kills change "
+        "nothing.",
+    )
     block_rows: int = Field(4096, ge=16, description="Rows in a block: the unit of work, of resuming and of memory.")
     max_bad_fraction: float = Field(
         0.001, ge=0.0, le=1.0, description="Share of rows that may be quarantined before the run is refused."

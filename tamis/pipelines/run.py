@@ -326,7 +326,7 @@ class _EventLog:
 
 def describe(plan: Plan) -> dict[str, Any]:
     """What a person or another verb needs to know of the run; times and paths are welcome here."""
-    names = ("seed", "block_rows", "max_bad_fraction", "max_text_bytes")
+    names = ("seed", "numeric", "block_rows", "max_bad_fraction", "max_text_bytes")
     settings = {name: getattr(plan.recipe, name) for name in names}
     settings |= {f"dataset.{role}": column for role, column in plan.recipe.dataset.fields.items()}
     return {

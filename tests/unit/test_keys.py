@@ -238,6 +238,7 @@ RECIPE_FIELDS = {
     "dataset": None,  # field by field below
     "stages": None,  # above
     "train": {"epochs": 3},
+    "numeric": "portable",
     "block_rows": 64,
     "max_bad_fraction": 0.01,
     "max_text_bytes": 500,

@@ -16,6 +16,7 @@ from tamis.manifests.canonical import digest, sha256_file
 from tamis.manifests.commit import commit
 from tamis.manifests.fingerprint import dataset_fingerprint
 from tamis.pipelines.node import Inputs, Node, Output, Task, task_of, version_of
+from tamis.pipelines.numeric import KERNELS, PORTABLE
 from tamis.pipelines.sources import SourceFile, check_unchanged, listing
 from tamis.pipelines.stages.embed import ENCODER_PACKAGES
 from tamis.pipelines.state import KEPT, alive_rows
@@ -148,7 +149,7 @@ def manifest(params: Mapping[str, Any], inputs: Inputs) -> Output:
         "seed": params["recipe"]["seed"],
         "stages": params["stages"],
         "reasons": reasons,
-        "numeric": {"policy": "native", **kernels()},
+        "numeric": {"policy": params["recipe"]["numeric"], **kernels(params["recipe"]["numeric"])},
         "libraries": {name: version_of(name) for name in _libraries(params["recipe"])},
         "weight_semantics": "relative importance in the loss, mean 1 over the subset",
         "scores": {},
@@ -186,8 +187,10 @@ def _libraries(recipe: Mapping[str, Any]) -> list[str]:
     return sorted({*_LIBRARIES, *used})
 
 
-def kernels() -> dict[str, str]:
-    """Name the machine and the matrix kernels that numpy runs on: with the same ones the bytes are the same."""
+def kernels(policy: str) -> dict[str, str]:
+    """Name what gives the same bytes: the kernels that are held to, or the machine and numpy's matrix kernels."""
+    if policy == PORTABLE:
+        return {"kernels": KERNELS}
     from threadpoolctl import threadpool_info
 
     own = str(Path(np.__file__).parent)  # of numpy and its numpy.libs, whatever else this process has loaded
