@@ -32,7 +32,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/stages.py
-	for question in facility_location_kernel facility_location_embeddings facility_location_sparse facility_location_scale ingenious_ranking objectives dbp_quotas certificate dynamic_plans dynamic_pruning semantic_dedup pipeline_scale; do \
+	for question in facility_location_kernel facility_location_embeddings facility_location_sparse facility_location_scale ingenious_ranking objectives dbp_quotas certificate dynamic_plans dynamic_pruning semantic_dedup pipeline_scale cluster_faiss embed_texts startup; do \
 	  $(BIN)/python benchmarks/$$question.py || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 
@@ -44,7 +44,7 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/soak/fuzz.py --seconds 3600 --seed $$(date +%j)
 
 soak: $(STAMP) fuzz
-	$(BIN)/python -m pytest tests/faults --soak
+	$(BIN)/python -m pytest tests/integration/test_determinism.py tests/faults --soak
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info

@@ -120,6 +120,29 @@ def test_dynamic_plans():
     assert large - small == len("10000000") - len("1000")  # n itself, and nothing that grows with it
 
 
+def test_cluster_faiss():
+    (run,) = quick("cluster_faiss")["runs"]
+    cosine = {name: side["cosine"] for name, (side,) in run["sides"].items()}
+    assert cosine.keys() == run["seconds"].keys() == {"native", "portable", "theirs"}
+    assert cosine["native"] > 0.98 * cosine["theirs"]
+    assert cosine["portable"] == pytest.approx(cosine["native"], abs=1e-3)
+
+
+def test_startup():
+    results = quick("startup")
+    assert results["imported"] == {"help": [], "cached_run": []}
+    assert results["seconds"]["help"] < results["seconds"]["cached_run"]
+
+
+@pytest.mark.real_data
+def test_embed_texts():
+    results = quick("embed_texts")
+    assert results["rows"] == 128
+    (run,) = results["whole_runs"]
+    assert 0 < run["forward_seconds"] < run["seconds"]
+    assert run["share_outside"] == pytest.approx(1 - run["forward_seconds"] / run["seconds"])
+
+
 def test_alternate_turns_the_order_round_and_takes_what_a_function_has_timed_itself(measure):
     calls = []
 

@@ -1,6 +1,6 @@
 """One digest, whatever the workers, threads, executor, hash seed, zone, language, order of listings and clock.
 
-`--matrix` takes every combination; else each value occurs, and each pair of some.
+`--soak` takes every combination; else each value occurs, and each pair of some.
 """
 
 import json
@@ -91,7 +91,7 @@ ALL = [
 
 def pytest_generate_tests(metafunc):
     if "setting" in metafunc.fixturenames:
-        chosen = ALL if metafunc.config.getoption("--matrix") else SOME
+        chosen = ALL if metafunc.config.getoption("--soak") else SOME
         metafunc.parametrize("setting", chosen, ids=lambda setting: "-".join(map(str, asdict(setting).values())))
 
 
