@@ -32,6 +32,11 @@ _SET = click.option(
 )
 _LIMIT = click.option("--limit", type=click.IntRange(1), help="Use only the first N rows.")
 _WORKERS = click.option("--workers", type=click.IntRange(1), help="Worker processes; default: the usable cores.")
+_WORK = click.option(
+    "--work",
+    help="Where tasks keep what they make: a folder, or a URL such as s3://bucket/prefix with the credentials in the "
+    "environment; default: OUT/work. Give it with every run into OUT: what is kept elsewhere is not looked for.",
+)
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 
 
@@ -68,6 +73,7 @@ def main() -> None:
 @main.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; made if missing.")
+@_WORK
 @click.option(
     "--executor",
     type=click.Choice(["local", "sync"]),
@@ -89,6 +95,7 @@ def main() -> None:
 def run(
     recipe: Path,
     out: Path,
+    work: str | None,
     executor: str,
     scheduler: str | None,
     insecure: bool,
@@ -110,6 +117,7 @@ def run(
         result = run_recipe(
             recipe,
             out,
+            work=work,
             executor=executor,
             scheduler=scheduler,
             insecure=insecure,
@@ -169,13 +177,20 @@ def validate(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @main.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder the run would go to.")
+@_WORK
 @_WORKERS
 @_LIMIT
 @_SET
 @_JSON
 @_errors
 def plan(
-    recipe: Path, out: Path, workers: int | None, limit: int | None, overrides: tuple[str, ...], as_json: bool
+    recipe: Path,
+    out: Path,
+    work: str | None,
+    workers: int | None,
+    limit: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Show what a run would do: what is cached, why the rest is not, and what it would take.
 
@@ -186,15 +201,17 @@ def plan(
     from tamis.pipelines.explain import why_not_cached
     from tamis.pipelines.plan import pending
     from tamis.pipelines.resources import usable_cores
-    from tamis.pipelines.run import cached, read_run
+    from tamis.pipelines.run import cached, read_run, stores
+    from tamis.pipelines.store import check_location
 
     workers = workers or usable_cores()
+    _, store = stores(out.resolve(), check_location(work) if work else None)
     planned = _plan(recipe, out, limit, overrides)
     try:
         previous: dict[str, Any] | None = read_run(out)
     except OutputError:
         previous = None
-    done = cached(planned, out.resolve())
+    done = cached(planned, out.resolve(), store)
     todo = pending(planned, done)
     names = {node.name for node in todo}
     reasons = why_not_cached(planned, names, previous)
@@ -221,7 +238,8 @@ def plan(
         },
     }
     _print(facts, as_json, _show_plan)
-    check_fits(total, next(parent for parent in (out, *out.resolve().parents) if parent.is_dir()), workers)
+    there = next(parent for parent in (out, *out.resolve().parents) if parent.is_dir())
+    check_fits(total, None if work else there, workers)
 
 
 @main.command()
@@ -235,13 +253,13 @@ def status(folder: Path, as_json: bool) -> None:
     """
     from tamis.manifests.reader import open_manifest, versions
     from tamis.pipelines.lock import is_locked
-    from tamis.pipelines.node import load_record
-    from tamis.pipelines.run import ATTEMPT, read_run
+    from tamis.pipelines.run import ATTEMPT, read_run, recorded
 
     described = read_run(folder, ATTEMPT)
+    store, artifacts = recorded(folder, described)
     stages = []
     for stage in described["stages"]:
-        finished = sum(load_record(folder / "work", tuple(reference)) is not None for reference in stage["nodes"])
+        finished = sum(name in artifacts for name, _, _ in stage["nodes"])
         stages.append({"stage": stage["stage"], "tasks": len(stage["nodes"]), "finished": finished})
     committed = bool(versions(folder / "manifest"))
     facts = {
@@ -249,6 +267,7 @@ def status(folder: Path, as_json: bool) -> None:
         "running": is_locked(folder),
         "rows": described["rows"],
         "limit": described["limit"],
+        "work": store.location,
         "stages": stages,
         "versions": versions(folder / "manifest"),
         "subset_id": open_manifest(folder).subset_id if committed else None,

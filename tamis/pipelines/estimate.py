@@ -134,19 +134,19 @@ def estimate(plan: Plan, nodes: Iterable[Node], workers: int, done: Mapping[str,
     return Estimate(round(seconds, 1), round(_START_SECONDS + wall, 1), int(peak), int(disk), widest[1])
 
 
-def check_fits(needed: Estimate, folder: Path, workers: int) -> None:
+def check_fits(needed: Estimate, folder: Path | None, workers: int) -> None:
     """Refuse a run that will not fit into the machine's memory or the folder's disk.
 
     Args:
         needed: What it needs.
-        folder: Where it writes; exists.
+        folder: Where it writes, and exists; None where that is not on this machine.
         workers: Worker processes.
 
     Raises:
         RecipeError: It needs more memory than there is.
         OutputError: It needs more disk than is free.
     """
-    memory, disk = available_memory(), shutil.disk_usage(folder).free
+    memory = available_memory()
     if needed.peak_bytes > memory:
         knob = _KNOBS.get(needed.widest)
         smaller = f"a smaller {knob}, " if knob else ""
@@ -155,7 +155,7 @@ def check_fits(needed: Estimate, folder: Path, workers: int) -> None:
             f"the run needs about {needed.peak_bytes / 2**30:.1f} GiB of memory (its largest task: {needed.widest}), "
             f"and {memory / 2**30:.1f} GiB are available: give {fewer}{smaller}a --limit, or --anyway to try"
         )
-    if needed.disk_bytes > disk:
+    if folder is not None and needed.disk_bytes > (disk := shutil.disk_usage(folder).free):
         raise OutputError(
             f"the run writes about {needed.disk_bytes / 2**30:.2f} GiB below {folder}, where {disk / 2**30:.2f} GiB "
             "are free: free space, give another --out, or --anyway to try"

@@ -2,7 +2,7 @@
 
 `local` is a `LocalCluster` of processes with one thread each, every socket on loopback; `sync` runs the same
 graph in this process; and a scheduler that is there already can be named. Nodes carry keys and paths; what they make
-lies in the working folder.
+lies in a store that all of them see.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tamis.errors import OutputError, TamisError, WorkerError
-from tamis.manifests.atomic import sync_folder
+from tamis.errors import TamisError, WorkerError
 from tamis.pipelines import numeric
 from tamis.pipelines.node import Artifact, Node, load_record, run_node
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from distributed import Future
+
+    from tamis.pipelines.store import Folder, Store
 
 OnDone = Callable[[Artifact], None]
 Check = Callable[[], None]
@@ -42,8 +43,9 @@ _IDLE_SHARE, _IDLE_BYTES = 0.02, 1 << 20  # of a core, and of reads and writes: 
 
 def execute(
     nodes: Sequence[Node],
-    work: Path,
+    store: Store,
     *,
+    home: Folder,
     executor: str,
     workers: int,
     on_done: OnDone,
@@ -53,8 +55,10 @@ def execute(
     """Run nodes, inputs first, and report each as it is done.
 
     Args:
-        nodes: The pending nodes; inputs that are not among them have their records in `work`.
-        work: The working folder.
+        nodes: The pending nodes; inputs that are not among them have their records in `store`.
+        store: Where nodes keep what they make.
+        home: The run's own store. Where `store` is another, the commit runs in this process and is recorded here:
+            workers need not see the run's folder, and other runs may use `store` at the same time.
         executor: `local` or `sync`.
         workers: Worker processes of `local`.
         on_done: Called in this process for each finished node.
@@ -71,38 +75,55 @@ def execute(
     portable = any(node.numeric == numeric.PORTABLE for node in nodes)
     if portable and scheduler is None:
         numeric.check_processor() if executor == "local" else numeric.check_started()
-    for task in sorted({node.task for node in nodes}):
-        try:
-            (work / task).mkdir(parents=True, exist_ok=True)
-            sync_folder(work)
-        except OSError as error:
-            raise OutputError(
-                f"cannot make {work / task}: {error.strerror or error}; give a folder that can be written"
-            ) from error
+    store.make(*sorted({node.task for node in nodes}))
+    own = [node for node in nodes if store != home and "folder" in node.hints]  # the commit
+    others = [node for node in nodes if node not in own]
+    if others:
+        _run_all(others, store, home, executor, workers, on_done, check, scheduler)
+    home.make(*sorted({node.task for node in own}))
+    for node in own:
+        check()
+        on_done(run_node(node, store.location, home=home.location))
+
+
+def _run_all(
+    nodes: Sequence[Node],
+    store: Store,
+    home: Folder,
+    executor: str,
+    workers: int,
+    on_done: OnDone,
+    check: Check,
+    scheduler: str | None,
+) -> None:
     if scheduler is not None:
         from tamis.pipelines import remote
 
-        with remote.connected(scheduler, work) as client:
+        with remote.connected(scheduler, store) as client:
             watch = remote.watch(client, scheduler, _STALL_SECONDS)
             run = partial(remote.checked_run, remote.versions_here())
-            _run_on(client, nodes, work, on_done, (check, watch), run)
+            _run_on(client, nodes, store, on_done, (check, watch), run)
     elif executor == "sync":
-        _run_sync(nodes, work, on_done, check)
+        _run_sync(nodes, store, on_done, check)
     else:
         from distributed import Client
 
-        variables = numeric.environment() if portable else {}
-        with _variables(variables), _cluster(work, workers) as cluster, Client(cluster, set_as_default=False) as client:
-            _run_on(client, nodes, work, on_done, (check, Watchdog(cluster.scheduler, _STALL_SECONDS)))
+        variables = numeric.environment() if any(node.numeric == numeric.PORTABLE for node in nodes) else {}
+        with (
+            _variables(variables),
+            _cluster(home.path / "dask", workers) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            _run_on(client, nodes, store, on_done, (check, Watchdog(cluster.scheduler, _STALL_SECONDS)))
 
 
-def graph(nodes: Sequence[Node], work: Path, run: Callable[..., Artifact] = run_node) -> dict[str, Any]:
+def graph(nodes: Sequence[Node], store: Store, run: Callable[..., Artifact] = run_node) -> dict[str, Any]:
     """Build the Dask graph: one delayed call a node, waiting for its inputs.
 
     Args:
         nodes: As for `execute`.
-        work: As for `execute`.
-        run: What is called with a node, the working folder, and the results of the inputs.
+        store: As for `execute`.
+        run: What is called with a node, the store's location, and the results of the inputs.
 
     Returns:
         The calls by the nodes' names. Dask's keys are the names and a token: others may have such nodes on the same
@@ -115,7 +136,7 @@ def graph(nodes: Sequence[Node], work: Path, run: Callable[..., Artifact] = run_
     built: dict[str, Any] = {}
     for node in nodes:
         before = [built[name] for group in node.inputs.values() for name, _, _ in group if name in built]
-        built[node.name] = delayed_run(node, str(work), *before, dask_key_name=f"{node.name}{_SEPARATOR}{token}")
+        built[node.name] = delayed_run(node, store.location, *before, dask_key_name=f"{node.name}{_SEPARATOR}{token}")
     return built
 
 
@@ -124,7 +145,7 @@ def _name_of(key: Any) -> str:
     return str(key).partition(_SEPARATOR)[0]
 
 
-def _run_sync(nodes: Sequence[Node], work: Path, on_done: OnDone, check: Check) -> None:
+def _run_sync(nodes: Sequence[Node], store: Store, on_done: OnDone, check: Check) -> None:
     import dask
     from dask.callbacks import Callback
 
@@ -134,13 +155,13 @@ def _run_sync(nodes: Sequence[Node], work: Path, on_done: OnDone, check: Check) 
         check()
 
     with Callback(posttask=posttask):
-        dask.compute(*graph(nodes, work).values(), scheduler="sync", optimize_graph=False)
+        dask.compute(*graph(nodes, store).values(), scheduler="sync", optimize_graph=False)
 
 
 def _run_on(
     client: Any,
     nodes: Sequence[Node],
-    work: Path,
+    store: Store,
     on_done: OnDone,
     checks: Sequence[Check],
     run: Callable[..., Artifact] = run_node,
@@ -148,7 +169,7 @@ def _run_on(
     from distributed.scheduler import KilledWorker
 
     by_name = {node.name: node for node in nodes}
-    futures = client.compute(list(graph(nodes, work, run).values()), optimize_graph=False)
+    futures = client.compute(list(graph(nodes, store, run).values()), optimize_graph=False)
     try:
         for future in _as_completed(futures, checks):
             name = _name_of(future.key)
@@ -158,8 +179,8 @@ def _run_on(
                     "kept: the same command goes on from there"
                 )
             error = future.exception()
-            # The record on disk is what counts; to fetch the result from a worker that has stopped would take for ever.
-            done = load_record(work, by_name[name].reference) if error is None else None
+            # The record is what counts; to fetch the result from a worker that has stopped would take for ever.
+            done = load_record(store, by_name[name].reference) if error is None else None
             if done is not None:
                 on_done(done)
                 continue
@@ -172,7 +193,7 @@ def _run_on(
                     "fewer --workers or a smaller block_rows"
                 )
             if error is None:
-                raise WorkerError(f"{name} is done, and its record in {work} cannot be read; run again")
+                raise WorkerError(f"{name} is done, and its record in {store.location} cannot be read; run again")
             raise WorkerError(f"{name} failed: {type(error).__name__}: {error}") from error
     finally:
         client.cancel(futures)  # those that are not done; a scheduler that stays must not go on with them
@@ -263,7 +284,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 
 @contextmanager
-def _cluster(work: Path, workers: int) -> Iterator[Any]:
+def _cluster(scratch: Path, workers: int) -> Iterator[Any]:
     import dask
     from distributed import LocalCluster
 
@@ -290,7 +311,7 @@ def _cluster(work: Path, workers: int) -> Iterator[Any]:
             dashboard_address="127.0.0.1:0",  # it cannot be left out, and its own default is a fixed port
             worker_dashboard_address="127.0.0.1:0",
             memory_limit=0,
-            local_directory=str(work / "dask"),
+            local_directory=str(scratch),
             silence_logs=50,
         )
         cluster = _started(start)

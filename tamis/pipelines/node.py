@@ -1,4 +1,4 @@
-"""The unit of work: a node of the graph, its identity, its record on disk, and how it is run.
+"""The unit of work: a node of the graph, its identity, its record, and how it is run.
 
 A node is a pure task with parameters and inputs. Its key is the sha256 of what decides its result and of
 nothing else: the task and its code version, the result-affecting parameters, the keys of its inputs. Paths,
@@ -15,19 +15,19 @@ import importlib.metadata
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from tamis.errors import DataError, TamisError, WorkerError
-from tamis.manifests.atomic import crash_point, remove, write_atomic
+from tamis.manifests.atomic import crash_point
 from tamis.manifests.canonical import digest, sealed, unsealed
 from tamis.pipelines.numeric import NATIVE, PORTABLE, check_worker
 from tamis.pipelines.resources import one_thread, peak_memory, reset_peak_memory
+from tamis.pipelines.store import Store, store_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping
 
 Json = Any
 Reference = tuple[str, str, str]
@@ -143,33 +143,35 @@ class Inputs:
 
         Raises:
             DamagedArtifactError: If the file is gone or its bytes differ from the record.
+            OutputError: If the store fails, or there is no room here for what it sends.
         """
-        path = Path(self.work) / str(artifact.file)
+        store, name = store_at(self.work), str(artifact.file)
         try:
-            stat = path.stat()
-            seen = (str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size)
-            if seen in _OPENED:
-                _OPENED.move_to_end(seen)
-                return _OPENED[seen]
-            source = pa.memory_map(str(path))
+            seen = (store.identity(name), artifact.sha256)
+            opened = _OPENED.pop(seen, None)
+            if opened is None:
+                data = store.map(name)
+                # A bit flip in Arrow IPC reads back silently: hash first, then use. What is fetched again is new.
+                if store.fetches or seen not in _VERIFIED:
+                    if hashlib.sha256(data).hexdigest() != artifact.sha256:
+                        raise DamagedArtifactError(artifact.reference, "its sha256 is not the recorded one")
+                    _VERIFIED.add(seen)
+                opened = (pa.ipc.open_file(data).read_all(), artifact.bytes)
         except OSError as error:
             raise DamagedArtifactError(artifact.reference, f"it cannot be opened: {error}") from error
-        if seen not in _VERIFIED:
-            # A bit flip in Arrow IPC reads back silently: hash first, then use.
-            if hashlib.sha256(source.read_buffer()).hexdigest() != artifact.sha256:
-                raise DamagedArtifactError(artifact.reference, "its sha256 is not the recorded one")
-            _VERIFIED.add(seen)
-            source.seek(0)
-        _OPENED[seen] = pa.ipc.open_file(source).read_all()
-        # Mapped pages count as this process's memory, though the kernel may take them back.
-        while len(_OPENED) > 1 and sum(size for *_, size in _OPENED) > _MAPPED_BYTES:
+        _OPENED[seen] = opened
+        most = _MOST_FETCHED if store.fetches else _MOST_MAPPED
+        while len(_OPENED) > 1 and sum(size for _, size in _OPENED.values()) > most:
             _OPENED.popitem(last=False)
-        return _OPENED[seen]
+        return opened[0]
 
 
-_VERIFIED: set[tuple[str, int, int, int]] = set()
-_OPENED: OrderedDict[tuple[str, int, int, int], pa.Table] = OrderedDict()
-_MAPPED_BYTES = 256 << 20
+# Tables and their bytes, the least recently used first. A fetched one takes disk; of a file that is here the pages
+# count as this process's memory, though the kernel may take them back.
+_OPENED: OrderedDict[tuple[Hashable, str | None], tuple[pa.Table, int]] = OrderedDict()
+_VERIFIED: set[tuple[Hashable, str | None]] = set()
+_MOST_MAPPED = 256 << 20
+_MOST_FETCHED = 4 << 30
 
 
 def make_node(
@@ -214,54 +216,77 @@ def task_of(name: str) -> Task:
     return found
 
 
-def record_path(work: Path, task: str, key: str) -> Path:
-    """Where a node's record lies in the working folder."""
-    return work / task / f"{key[:32]}.json"
-
-
-def load_record(work: Path, reference: Reference) -> Artifact | None:
+def load_record(store: Store, reference: Reference) -> Artifact | None:
     """Return a finished node's record, or None where it must run: no record, a damaged one, or its file gone."""
-    name, task, key = reference
+    (artifact,) = _read_records(store, [reference])
+    complete = artifact is not None and (artifact.file is None or store.size(artifact.file) == artifact.bytes)
+    return artifact if complete else None
+
+
+def load_records(store: Store, references: Iterable[Reference]) -> dict[str, Artifact]:
+    """Return the records of finished nodes by name, as `load_record`; asks the store once for each kind of task."""
+    references = list(references)
+    sizes = store.sizes(sorted({task for _, task, _ in references}))
+    recorded = [reference for reference in references if sizes.get(_record_name(reference))]
+    return {
+        artifact.name: artifact
+        for artifact in _read_records(store, recorded)
+        if artifact is not None and (artifact.file is None or sizes.get(artifact.file) == artifact.bytes)
+    }
+
+
+def forget(store: Store, references: Iterable[Reference]) -> None:
+    """Remove nodes' records, so that they run again."""
+    store.remove([_record_name(reference) for reference in references])
+
+
+def _record_name(reference: Reference) -> str:
+    _, task, key = reference
+    return f"{task}/{key[:32]}.json"
+
+
+def _read_records(store: Store, references: Iterable[Reference]) -> list[Artifact | None]:
+    names = {reference: _record_name(reference) for reference in references}
+    found = store.read(names.values())
+    return [_parsed(found.get(name), reference) for reference, name in names.items()]
+
+
+def _parsed(record: bytes | None, reference: Reference) -> Artifact | None:
+    if record is None:
+        return None
+    name, _, key = reference
     try:
-        body = unsealed(record_path(work, task, key).read_bytes())
+        body = unsealed(record)
         if body["key"] != key:
             return None
-        artifact = Artifact(**{**body, "name": name})
-        if artifact.file and (work / artifact.file).stat().st_size != artifact.bytes:
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
+        return Artifact(**{**body, "name": name})
+    except (ValueError, KeyError, TypeError):
         return None
-    return artifact
 
 
-def forget(work: Path, reference: Reference) -> None:
-    """Remove a node's record, so that it runs again.
-
-    Raises:
-        OutputError: It cannot be removed.
-    """
-    _, task, key = reference
-    remove(record_path(work, task, key))
-
-
-def run_node(node: Node, work: str, *_finished: object) -> Artifact:
+def run_node(node: Node, work: str, *_finished: object, home: str | None = None) -> Artifact:
     """Run one node, write its file, then its record; on a cluster this runs in a worker.
 
     It may run twice: the file is named by its content. `_finished` are the inputs' results, there only so
-    that the scheduler runs them first; what they made is read from the working folder.
+    that the scheduler runs them first; what they made is read from the store.
+
+    Args:
+        node: The node.
+        work: Location of the store of its inputs.
+        home: Location of the store of what it makes, where that is another.
 
     Raises:
         TamisError: What the task says is wrong.
         WorkerError: The task failed in a way that it did not foresee; the message names the node. Or this process does
             not compute with the kernels that the node asks for.
     """
-    folder = Path(work)
-    done = load_record(folder, node.reference)
+    store = store_at(home or work)
+    done = load_record(store, node.reference)
     if done is not None:
         return done
     if node.numeric == PORTABLE:
         check_worker()
-    inputs = {role: tuple(_required(folder, item) for item in group) for role, group in node.inputs.items()}
+    inputs = _inputs(node, store_at(work))
     task = task_of(node.task)
     for library in task.libraries:
         importlib.import_module(library)
@@ -279,12 +304,11 @@ def run_node(node: Node, work: str, *_finished: object) -> Artifact:
         data = _file_bytes(output.table)
         sha256, size, rows = hashlib.sha256(data).hexdigest(), len(data), output.table.num_rows
         file = f"{node.task}/{node.key[:32]}.{sha256[:16]}.arrow"
-        write_atomic(folder / file, data)
+        store.put(file, data)
     crash_point(f"{node.task}:written")
     seconds = round(time.perf_counter() - start, 4)
     artifact = Artifact(node.key, node.task, node.name, file, sha256, size, rows, output.facts, seconds, peak_memory())
-    body = asdict(artifact)
-    write_atomic(record_path(folder, node.task, node.key), sealed(body))
+    store.put(_record_name(node.reference), sealed(asdict(artifact)))
     crash_point(f"{node.task}:recorded")
     return artifact
 
@@ -296,8 +320,14 @@ def _file_bytes(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def _required(work: Path, reference: Reference) -> Artifact:
-    artifact = load_record(work, reference)
+def _inputs(node: Node, store: Store) -> dict[str, tuple[Artifact, ...]]:
+    """The records of a node's inputs, by role; their files are looked at when they are opened."""
+    references = list(dict.fromkeys(item for group in node.inputs.values() for item in group))
+    found = dict(zip(references, _read_records(store, references), strict=True))
+    return {role: tuple(_required(item, found[item]) for item in group) for role, group in node.inputs.items()}
+
+
+def _required(reference: Reference, artifact: Artifact | None) -> Artifact:
     if artifact is None:
         raise DamagedArtifactError(reference, "its record is missing or damaged")
     return artifact

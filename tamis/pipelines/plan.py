@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tamis.errors import DatasetMismatchError, RecipeError
-from tamis.pipelines.node import Artifact, Json, Node, load_record, make_node
+from tamis.pipelines.node import Artifact, Json, Node, load_records, make_node
 from tamis.pipelines.stages import DROPPING, KINDS
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tamis.pipelines.recipe import DatasetConfig, Recipe
     from tamis.pipelines.sources import SourceFile
+    from tamis.pipelines.store import Store
 
 
 class Add(Protocol):
@@ -279,10 +280,10 @@ def parent_of(recipe: Recipe, sources: tuple[SourceFile, ...], folder: Path, out
     return Parent(place, manifest.version, manifest.subset_id, dataset["rows"], digests)
 
 
-def finished(plan: Plan, work: Path) -> dict[str, Artifact]:
-    """Return the records of the nodes that need not run, by node name."""
-    records = {name: load_record(work, node.reference) for name, node in plan.nodes.items()}
-    return {name: record for name, record in records.items() if record is not None}
+def finished(plan: Plan, store: Store, home: Store) -> dict[str, Artifact]:
+    """Return the records of the nodes that need not run, by node name; the commit's is in `home`, the run's own."""
+    others = [node.reference for node in plan.nodes.values() if node is not plan.target]
+    return {**load_records(store, others), **load_records(home, [plan.target.reference])}
 
 
 def pending(plan: Plan, done: Mapping[str, Artifact]) -> list[Node]:

@@ -9,16 +9,17 @@ import socket
 import time
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tamis.errors import OutputError, RecipeError, WorkerError
-from tamis.manifests.atomic import write_atomic
+from tamis.errors import OutputError, RecipeError, TamisError, WorkerError
 from tamis.pipelines.node import Artifact, Node, run_node
+from tamis.pipelines.store import store_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from tamis.pipelines.store import Store
 
 # What a task's result may depend on, or the way to it.
 _PACKAGES = (
@@ -58,19 +59,19 @@ def check_address(address: str, insecure: bool = False) -> str:
 
 
 @contextmanager
-def connected(address: str, work: Path) -> Iterator[Any]:
+def connected(address: str, store: Store) -> Iterator[Any]:
     """A client of the scheduler, after seeing that its workers can do the work.
 
-    Every worker must see the working folder at the same path, and have the same versions: the keys of all results say
+    Every worker must see the store at the same path or URL, and have the same versions: the keys of all results say
     which they are of.
 
     Args:
         address: From `check_address`.
-        work: The working folder; there already.
+        store: Where nodes keep what they make; there already.
 
     Raises:
         WorkerError: Nobody answers, there are no workers, or one has other versions.
-        OutputError: A worker does not see the working folder.
+        OutputError: A worker does not see the store.
     """
     from distributed import Client
 
@@ -79,13 +80,15 @@ def connected(address: str, work: Path) -> Iterator[Any]:
     except (OSError, TypeError, ValueError) as error:
         raise WorkerError(f"no answer from the scheduler {address} in {_CONNECT_SECONDS} s: {error}") from error
     token = secrets.token_hex(8)
-    mark = work / f".seen.{token}.tmp"
+    mark = f".seen.{token}.tmp"
     try:
-        write_atomic(mark, token.encode())
-        _check_workers(client, address, mark, token)
+        try:
+            store.put(mark, token.encode())
+            _check_workers(client, address, store, mark, token)
+        finally:
+            store.remove([mark])
         yield client
     finally:
-        mark.unlink(missing_ok=True)
         client.close(timeout=10)
 
 
@@ -143,9 +146,9 @@ def _has_workers(client: Any, timeout: float) -> bool:
         return False
 
 
-def _check_workers(client: Any, address: str, mark: Path, token: str) -> None:
+def _check_workers(client: Any, address: str, store: Store, mark: str, token: str) -> None:
     try:
-        found: dict[str, tuple[str, dict[str, str]]] = client.run(_what_is_there, str(mark))
+        found: dict[str, tuple[str, dict[str, str]]] = client.run(_what_is_there, store.location, mark)
     except Exception as error:  # whatever an older tamis, or none, makes of it
         raise WorkerError(
             f"a worker of {address} cannot say its versions: {type(error).__name__}: {error}; "
@@ -157,8 +160,9 @@ def _check_workers(client: Any, address: str, mark: Path, token: str) -> None:
     for worker, (seen, versions) in sorted(found.items()):
         if seen != token:
             raise OutputError(
-                f"worker {worker} does not see {mark.parent} ({seen or 'another file is there'}); the run's folder and "
-                "the dataset must be in a file system that all workers share, at the same path"
+                f"worker {worker} does not see {store.location} ({seen or 'another file is there'}); it and the "
+                "dataset must be in a file system that all workers share, at the same path, or the former in an object "
+                "store (--work s3://bucket/prefix)"
             )
         other = _differences(versions, ours)
         if other:
@@ -172,12 +176,12 @@ def _differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
     )
 
 
-def _what_is_there(mark: str) -> tuple[str, dict[str, str]]:
-    """What this process reads at a path, or why it cannot, and its versions."""
+def _what_is_there(location: str, mark: str) -> tuple[str, dict[str, str]]:
+    """What this process reads in a store, or why it cannot, and its versions."""
     try:
-        text = Path(mark).read_text()
-    except OSError as error:
-        text = str(error.strerror)
+        text = store_at(location).read([mark]).get(mark, b"what was put there is not there").decode()
+    except TamisError as error:
+        text = str(error)
     return text, versions_here()
 
 

@@ -15,13 +15,14 @@ from tamis.manifests.canonical import digest, sealed
 from tamis.manifests.reader import Manifest, open_manifest, versions
 from tamis.manifests.reader import record_path as manifest_record_path
 from tamis.pipelines.lock import locked, run_folder
-from tamis.pipelines.node import Artifact, DamagedArtifactError, forget
+from tamis.pipelines.node import Artifact, DamagedArtifactError, forget, load_records
 from tamis.pipelines.plan import Plan, finished, make_plan, pending
 from tamis.pipelines.recipe import Recipe, load_recipe
 from tamis.pipelines.remote import check_address
 from tamis.pipelines.resources import usable_cores
 from tamis.pipelines.signals import stoppable
 from tamis.pipelines.sources import SourceFile, check_types, read_rows, require_columns, resolve, scan
+from tamis.pipelines.store import Folder, Store, check_location, check_reach, store_at
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 ATTEMPT, COMMITTED = "attempt.json", "run.json"
@@ -57,6 +58,7 @@ def run(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     out: str | Path,
     *,
+    work: str | Path | None = None,
     data: Any = None,
     executor: str = "local",
     scheduler: str | None = None,
@@ -73,10 +75,13 @@ def run(
     Args:
         recipe: A YAML file, a mapping, or a `Recipe`.
         out: The run's folder; made if missing.
+        work: Where nodes keep what they make: a folder, or a URL that fsspec can write, such as s3://bucket/prefix,
+            with the credentials in the environment. Default: `work` in `out`. To go on there it must be given again;
+            several runs may use one.
         data: A `datasets.Dataset` in memory, in place of the recipe's `dataset.path`.
         executor: `local` (worker processes) or `sync` (this process; for debugging).
-        scheduler: Address of a Dask scheduler to use instead, such as tls://host:8786. Its workers must see `out` and
-            the dataset at the same paths.
+        scheduler: Address of a Dask scheduler to use instead, such as tls://host:8786. Its workers must see the
+            dataset and `work` at the same paths.
         insecure: Whether the scheduler may be on another machine without TLS.
         workers: Worker processes; default: the usable cores. The result does not depend on it.
         limit: Only the first `limit` rows.
@@ -97,6 +102,9 @@ def run(
         overrides = (overrides,)
     if scheduler is not None:
         check_address(scheduler, insecure)
+    if work is not None:
+        work = check_location(work)
+        check_reach(work, here=executor == "sync" and scheduler is None)
     if workers is not None and workers < 1:
         raise RecipeError(f"workers is {workers}; the least is 1")
     if timeout is not None and not timeout > 0:
@@ -104,22 +112,24 @@ def run(
     workers = workers or usable_cores()
     start = time.perf_counter()
     folder = run_folder(out)
+    home, store = stores(folder, work)
     with stoppable(timeout) as check, locked(folder), _EventLog(folder, on_event) as events:
-        _make_work(folder)
+        home.make()
+        store.make()
         for owned in ("work", "data", "manifest"):
             sweep(folder / owned)
         for name in (ATTEMPT, COMMITTED):
             sweep(folder, f".{name}.*.tmp")
         threads = workers if scheduler is None else 1
         plan = plan_run(recipe, folder, data=data, limit=limit, overrides=overrides, threads=threads)
-        ran: list[str] = []
+        ran: list[Artifact] = []
         damaged: dict[str, int] = {}
-        described = json.dumps(describe(plan), indent=1).encode()
+        described = json.dumps({**describe(plan), "work": work}, indent=1).encode()
         while max(damaged.values(), default=0) < _REPAIRS:
-            done = cached(plan, folder)
+            done = cached(plan, folder, store)
             todo = pending(plan, done)
             if plan.target in todo:
-                forget(folder / "work", plan.target.reference)  # its manifest is gone, or another is newer
+                forget(home, [plan.target.reference])  # its manifest is gone, or another is newer
             events(
                 "run",
                 nodes=len(plan.nodes),
@@ -133,37 +143,35 @@ def run(
                 from tamis.pipelines.estimate import check_fits, estimate
 
                 count = 1 if executor == "sync" else min(workers, len(todo))
-                check_fits(estimate(plan, todo, count, done), folder, count)
+                check_fits(estimate(plan, todo, count, done), folder if store is home else None, count)
             try:
-                _execute(plan, folder, todo, executor, scheduler, workers, events, ran, check)
+                _execute(plan, store, home, todo, executor, scheduler, workers, events, ran, check)
                 opened = open_manifest(folder)
                 break
             except (DamagedArtifactError, DamagedManifestError) as error:
                 # Found by its sha256 when read: forget the node that made it, and run that again.
                 reference = error.reference if isinstance(error, DamagedArtifactError) else plan.target.reference
-                if isinstance(error, DamagedManifestError) and plan.target.name in ran:
+                if isinstance(error, DamagedManifestError) and plan.target.name in [artifact.name for artifact in ran]:
                     raise  # just committed, and damaged already
-                forget(folder / "work", reference)
+                forget(home if reference == plan.target.reference else store, [reference])
                 damaged[reference[0]] = damaged.get(reference[0], 0) + 1
                 events("repair", node=reference[0], reason=str(error))
             except DatasetMismatchError:
                 # A block may have read other bytes than its key says: nothing of this run can be trusted.
-                for node in plan.nodes.values():
-                    forget(folder / "work", node.reference)
+                forget(home, [plan.target.reference])
+                forget(store, [node.reference for node in plan.nodes.values()])
                 raise
         else:
-            raise OutputError(
-                f"files of {folder / 'work'} were found damaged {_REPAIRS} times in a row; check the disk"
-            )
+            raise OutputError(f"files of {store.location} were found damaged {_REPAIRS} times in a row; check the disk")
         write_atomic(folder / COMMITTED, described)
-        records = finished(plan, folder / "work")
-        record = folder / "manifest" / str(records[plan.target.name].facts["record"])
+        records = {**done, **{artifact.name: artifact for artifact in ran}}
+        record = manifest_record_path(folder / "manifest", opened.version)
         result = Run(
             folder,
             record,
             opened.subset_id,
             tuple(stage_reports(plan, records)),
-            tuple(ran),
+            tuple(artifact.name for artifact in ran),
             round(time.perf_counter() - start, 3),
         )
         events("done", subset_id=opened.subset_id, record=record.name, ran=len(ran), seconds=result.seconds)
@@ -212,9 +220,31 @@ def plan_run(
     )
 
 
-def cached(plan: Plan, folder: Path) -> dict[str, Artifact]:
+def stores(folder: Path, work: str | None) -> tuple[Folder, Store]:
+    """The run's own store, and the one where nodes keep what they make; the same one unless `work` names another.
+
+    Args:
+        folder: The run's folder, absolute.
+        work: From `check_location`, or None.
+    """
+    home = Folder(folder / "work")
+    return home, home if work is None else store_at(work)
+
+
+def recorded(folder: Path, described: Mapping[str, Any]) -> tuple[Store, dict[str, Artifact]]:
+    """The store and the finished nodes, by name, of a run that `read_run` describes.
+
+    Raises:
+        OutputError: The store cannot be read.
+    """
+    home, store = stores(folder.resolve(), described.get("work"))
+    references = [(name, task, key) for stage in described["stages"] for name, task, key in stage["nodes"]]
+    return store, {**load_records(store, references[:-1]), **load_records(home, references[-1:])}
+
+
+def cached(plan: Plan, folder: Path, store: Store) -> dict[str, Artifact]:
     """Return the records of nodes that need not run; the commit counts only if it is still the newest."""
-    done = finished(plan, folder / "work")
+    done = finished(plan, store, Folder(folder / "work"))
     commit = done.get(plan.target.name)
     if commit is not None:
         found = versions(folder / "manifest")
@@ -248,13 +278,14 @@ def stage_report(label: str, kind: str, artifacts: Sequence[Artifact]) -> dict[s
 
 def _execute(
     plan: Plan,
-    folder: Path,
+    store: Store,
+    home: Folder,
     todo: list[Any],
     executor: str,
     scheduler: str | None,
     workers: int,
     events: _EventLog,
-    ran: list[str],
+    ran: list[Artifact],
     check: Callable[[], None],
 ) -> None:
     if not todo:
@@ -264,7 +295,7 @@ def _execute(
     before = len(ran)
 
     def on_done(artifact: Artifact) -> None:
-        ran.append(artifact.name)
+        ran.append(artifact)
         events(
             "node", node=artifact.name, stage=plan.stages[plan.nodes[artifact.name].stage].label, rows=artifact.rows,
             seconds=artifact.seconds, peak_bytes=artifact.peak_bytes, left=len(todo) - (len(ran) - before),
@@ -273,7 +304,8 @@ def _execute(
     try:
         execute(
             todo,
-            folder / "work",
+            store,
+            home=home,
             executor=executor,
             workers=min(workers, len(todo)),
             on_done=on_done,
@@ -283,15 +315,6 @@ def _execute(
     except WorkerError as error:
         events("failed", error=str(error))
         raise
-
-
-def _make_work(folder: Path) -> None:
-    try:
-        (folder / "work").mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot make {folder / 'work'}: {error.strerror or error}; free space or give another --out"
-        ) from error
 
 
 class _EventLog:

@@ -10,12 +10,17 @@ import pyarrow.compute as pc
 from tamis.errors import OutputError
 from tamis.manifests.atomic import write_atomic
 from tamis.manifests.reader import open_manifest
-from tamis.pipelines.node import Artifact, load_record
-from tamis.pipelines.run import read_run, stage_report
+from tamis.pipelines.node import Inputs
+from tamis.pipelines.run import read_run, recorded, stage_report
 from tamis.reports.funnel import funnel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from tamis.manifests.reader import Manifest
+    from tamis.pipelines.node import Artifact
+    from tamis.pipelines.store import Store
 
 COMPARISON = "compare.json"
 
@@ -42,7 +47,11 @@ def build_report(folder: Path) -> dict[str, Any]:
     """Collect a run's numbers: funnel, stages with time and memory, class balance, comparison if there is one."""
     described = read_run(folder)
     manifest = open_manifest(folder)
-    stages = [stage_report(stage["stage"], stage["kind"], _artifacts(folder, stage)) for stage in described["stages"]]
+    store, artifacts = recorded(folder, described)
+    stages = [
+        stage_report(stage["stage"], stage["kind"], [artifacts[n] for n, _, _ in stage["nodes"] if n in artifacts])
+        for stage in described["stages"]
+    ]
     proxies = [stage["facts"] for stage in stages if "out_of_fold_accuracy" in stage["facts"]]
     total = sum(stage["seconds"] for stage in stages)
     embedding = sum(stage["seconds"] for stage in stages if stage["kind"] == "embed")
@@ -59,7 +68,7 @@ def build_report(folder: Path) -> dict[str, Any]:
         "stages": stages,
         "seconds": round(total, 3),
         "share_outside_embedding": round(1 - embedding / total, 4) if total else None,
-        "classes": _classes(folder, described, manifest),
+        "classes": _classes(store, artifacts.values(), manifest),
         "proxy": proxies[-1] if proxies else None,
         "certificate": manifest.record["certificate"],
         "schedule": manifest.record["schedule"],
@@ -85,26 +94,18 @@ def _comparison(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _artifacts(folder: Path, stage: dict[str, Any]) -> list[Artifact]:
-    loaded = [load_record(folder / "work", (name, task, key)) for name, task, key in stage["nodes"]]
-    return [artifact for artifact in loaded if artifact is not None]
-
-
-def _classes(folder: Path, described: dict[str, Any], manifest: Any) -> list[dict[str, Any]]:
+def _classes(store: Store, artifacts: Iterable[Artifact], manifest: Manifest) -> list[dict[str, Any]]:
     """Rows of each class before and after, where the dataset has labels."""
-    import pyarrow as pa
-
-    index = next((item for item in _artifacts(folder, described["stages"][0]) if item.task == "ingest.index"), None)
-    if index is None or not manifest.record.get("classes") or index.file is None:
+    index = next((artifact for artifact in artifacts if artifact.task == "ingest.index"), None)
+    if index is None or not manifest.record.get("classes"):
         return []
-    with pa.memory_map(str(folder / "work" / index.file)) as source:
-        labels = pa.ipc.open_file(source).read_all()["label"]
-        kept = labels.take(manifest.select["row"])
-        return [
-            {
-                "class": name,
-                "before": pc.sum(pc.equal(labels, code)).as_py(),
-                "after": pc.sum(pc.equal(kept, code)).as_py() or 0,
-            }
-            for code, name in enumerate(manifest.record["classes"])
-        ]
+    labels = Inputs(store.location, {}, {}).open(index)["label"]
+    kept = labels.take(manifest.select["row"])
+    return [
+        {
+            "class": name,
+            "before": pc.sum(pc.equal(labels, code)).as_py(),
+            "after": pc.sum(pc.equal(kept, code)).as_py() or 0,
+        }
+        for code, name in enumerate(manifest.record["classes"])
+    ]

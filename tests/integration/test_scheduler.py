@@ -14,7 +14,7 @@ from distributed.security import Security
 
 import tamis
 from tamis.errors import OutputError, RecipeError, StoppedError, WorkerError
-from tamis.pipelines import execute, remote
+from tamis.pipelines import execute, remote, store
 
 
 @contextlib.contextmanager
@@ -127,8 +127,8 @@ def test_no_workers(small_recipe, tmp_path):
 
 def test_workers_that_do_not_see_the_folder(cluster, small_recipe, tmp_path, monkeypatch):
     # The client's mark goes where no worker looks.
-    monkeypatch.setattr(remote, "write_atomic", lambda *_: None)
-    with pytest.raises(OutputError, match=r"does not see .*work \(No such file or directory\)"):
+    monkeypatch.setattr(store.Folder, "put", lambda *_: None)
+    with pytest.raises(OutputError, match=r"does not see .*work \(what was put there is not there\)"):
         tamis.run(small_recipe, tmp_path, scheduler=cluster.scheduler_address)
 
 
