@@ -24,7 +24,6 @@ MAX_DEPTH = 32
 
 _NULLS = {"", "~", "null", "Null", "NULL"}
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
 _FLOAT = re.compile(r"(?=.*[.eE])[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
@@ -102,8 +101,8 @@ class _Reader:
         if event.tag is not None:
             raise self.error(event, f"the tag {event.tag} is not allowed; write a plain value")
         if isinstance(event, yaml.ScalarEvent):
-            self.check_text(event)
-            return event.value if event.style else _plain_scalar(event.value)
+            text = self.text(event)
+            return text if event.style else _plain_scalar(text)
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(events, path)
         return self.mapping(events, path)
@@ -121,8 +120,7 @@ class _Reader:
                 raise self.error(event, "a key is not a plain word")
             if event.anchor is not None or event.tag is not None:
                 raise self.error(event, f"the key {event.value!r} has an anchor or a tag, which are not allowed")
-            self.check_text(event)
-            key = event.value
+            key = self.text(event)
             if key == "<<":
                 raise self.error(event, "the merge key << is not allowed; write the values out")
             where = (*path, key)
@@ -132,9 +130,12 @@ class _Reader:
             items[key] = self.value(next(events), events, where)
         return items
 
-    def check_text(self, event: yaml.ScalarEvent) -> None:
-        if _SURROGATE.search(event.value):
-            raise self.error(event, f"{event.value!r} has a lone surrogate, half a character: write all of it")
+    def text(self, event: yaml.ScalarEvent) -> str:
+        r"""The scalar's text; JSON escapes a character beyond 16 bits as a pair, such as "\ud83e\uddc0"."""
+        try:
+            return str(event.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise self.error(event, f"{event.value!r} has a lone surrogate: write the whole character") from error
 
     def error(self, event: yaml.Event, message: str) -> RecipeError:
         return RecipeError(f"{self.origin}:{_line(event)}: {message}")

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -156,3 +157,19 @@ def test_values_are_plain():
     value = read("a: [1, 2.0, true, null, x, {b: c}]")
     assert {type(item) for item in value["a"]} == {int, float, bool, type(None), str, dict}
     assert all(math.isfinite(item) for item in value["a"][:2])
+
+
+def test_json_is_read_with_its_pairs_of_surrogates():
+    value = {"name": "\U0001f9c0", "\U00010000": ["a", "\uffff"]}
+    assert load_recipe_text(json.dumps(value), "r.json")[0] == value
+
+
+def test_half_a_pair_is_refused_with_its_line():
+    for text in ('name: x\nseed: "\\ud83e"\n', 'name: x\n"\\uddc0": 1\n', 'name: x\nseed: "\\uddc0\\ud83e"\n'):
+        with pytest.raises(RecipeError, match=r"r\.yaml:2: .* has a lone surrogate: write the whole character"):
+            load_recipe_text(text, "r.yaml")
+
+
+def test_an_escape_of_no_character_is_refused():
+    with pytest.raises(RecipeError, match=r"r\.yaml:2: not valid YAML after this line"):
+        load_recipe_text('name: x\nseed: 1\ntext: "\\UFFFFFFFF"\n', "r.yaml")
