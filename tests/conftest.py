@@ -13,9 +13,7 @@ sys.path.insert(0, str(ROOT / "data_manifests"))
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--soak", action="store_true", help="Every fault of tests/faults and every combination of settings, not a few of each."
-    )
+    parser.addoption("--soak", action="store_true", help="Every fault and combination of settings, not a few of each.")
 
 
 def small_texts(rows, seed=0):
