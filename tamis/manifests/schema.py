@@ -149,6 +149,15 @@ def check_body(body: Mapping[str, Any]) -> None:
         "dataset.sources is not a list of mappings with rows",
     )
     _demand(
+        all(isinstance(s.get(name), str) for s in sources for name in ("path", "sha256")),
+        "a source in dataset.sources lacks its path or sha256",
+    )
+    parent = body["parent"]
+    _demand(
+        parent is None or (isinstance(parent, dict) and isinstance(parent.get("subset_id"), str)),
+        "parent is not a mapping with a subset_id, or null",
+    )
+    _demand(
         isinstance(body["reasons"], list) and all(isinstance(reason, str) for reason in body["reasons"]),
         "reasons is not a list of strings",
     )

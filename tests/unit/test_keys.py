@@ -161,13 +161,14 @@ def commit_earlier(folder):
     select = {**rows, "source": [0], "source_row": [0], "rank": [0], "weight": [1.0]}
     audit = {**rows, "decision": [0], "stage": [0]}
     fields = {role: name for role, name in DATASET.items() if role != "path"} | {"image": "i"}
-    dataset = {"fingerprint": "f", "rows": 1, "fields": fields, "sources": [{"rows": 1, "sha256": "a" * 64}]}
+    sources = [{"path": "a.parquet", "rows": 1, "bytes": 1, "sha256": "a" * 64}]
+    dataset = {"fingerprint": "f", "rows": 1, "schema": "s", "fields": fields, "sources": sources}
     body = dict.fromkeys(BODY_KEYS) | {"dataset": dataset, "stages": [{"name": "00-ingest"}], "reasons": ["kept"]}
     tables = {
         name: pa.table({field.name: given.get(field.name, [None]) for field in schema}, schema=schema)
         for name, given, schema in (("select", select, SELECT), ("audit", audit, AUDIT))
     }
-    commit(folder, **tables, body=body | {"scores": {}, "required_features": []})
+    commit(folder, **tables, body=body | {"scores": {}, "recipe": {}, "required_features": []})
 
 
 def keys(raw, folder, sources=SOURCES, out=Path("/out"), limit=None):
