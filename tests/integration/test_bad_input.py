@@ -99,6 +99,33 @@ def test_numeric_ids_are_kept_verbatim(tmp_path, go):
     assert tamis.open_manifest(tmp_path / "out").audit["sample_id"].to_pylist() == ["007", "7", "0.70"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", b"\xef\xbb\xbfid,text,label\r\na,one,x\r\n\r\nb,two,y\r\n"),
+        ("rows.csv", b"id,text,label\na,one,x\nb,two,y"),
+        ("rows.csv", b"label,more,text,id\nx,,one,a\ny,,two,b\n"),
+        ("rows.jsonl", b'\xef\xbb\xbf{"id":"a","text":"one","label":"x"}\r\n\r\n{"id":"b","text":"two","label":"y"}'),
+    ],
+)
+def test_marks_line_ends_and_blank_lines_are_no_content(tmp_path, go, name, content):
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "same.jsonl").write_text(
+        '{"id": "a", "text": "one", "label": "x"}\n{"id": "b", "text": "two", "label": "y"}\n'
+    )
+    accepted(go(tmp_path / name, [EXACT]))
+    accepted(go(tmp_path / "same.jsonl", [EXACT], out="same"))
+    found, same = (tamis.open_manifest(tmp_path / out).audit.drop_columns("row") for out in ("out", "same"))
+    assert found.equals(same)
+
+
+def test_nul_is_text_and_near_ids_are_different_ids(tmp_path, write, go):
+    ids = ["a", "a\0", "A", "a ", "\u0430", "e\u0301", "\u00e9", ""]
+    columns = {"id": ids, "text": [f"t\0{i}" for i in range(8)], "label": ["x"] * 8}
+    assert accepted(go(write(columns), [EXACT]))["kept"] == 8
+    assert tamis.open_manifest(tmp_path / "out").audit["sample_id"].to_pylist() == ids
+
+
 # --- ingest: one row ---
 
 

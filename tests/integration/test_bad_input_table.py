@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -987,6 +988,20 @@ def unprivileged():
 
 
 @pytest.fixture
+def impatient():
+    """What hangs, such as on a pipe, is interrupted."""
+
+    def stop(*_):
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
 def lay_out(tmp_path, monkeypatch, make_columns, finished):
     """Make a case's folder and go there."""
 
@@ -1013,7 +1028,7 @@ def check_refusal(code, stdout, stderr, expected, parts):
         assert part in stderr, stderr
 
 
-@pytest.mark.usefixtures("unprivileged")
+@pytest.mark.usefixtures("impatient", "unprivileged")
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_refused(case, lay_out, cli):
     actions, command, code, *parts = CASES[case]
