@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
@@ -148,7 +149,8 @@ class Inputs:
         store, name = store_at(self.work), str(artifact.file)
         try:
             seen = (store.identity(name), artifact.sha256)
-            opened = _OPENED.pop(seen, None)
+            with _OPENING:
+                opened = _OPENED.pop(seen, None)
             if opened is None:
                 data = store.map(name)
                 # A bit flip in Arrow IPC reads back silently: hash first, then use. What is fetched again is new.
@@ -159,16 +161,18 @@ class Inputs:
                 opened = (pa.ipc.open_file(data).read_all(), artifact.bytes)
         except OSError as error:
             raise DamagedArtifactError(artifact.reference, f"it cannot be opened: {error}") from error
-        _OPENED[seen] = opened
         most = _MOST_FETCHED if store.fetches else _MOST_MAPPED
-        while len(_OPENED) > 1 and sum(size for _, size in _OPENED.values()) > most:
-            _OPENED.popitem(last=False)
+        with _OPENING:
+            _OPENED[seen] = opened
+            while len(_OPENED) > 1 and sum(size for _, size in _OPENED.values()) > most:
+                _OPENED.popitem(last=False)
         return opened[0]
 
 
 # Tables and their bytes, the least recently used first. A fetched one takes disk; of a file that is here the pages
 # count as this process's memory, though the kernel may take them back.
 _OPENED: OrderedDict[tuple[Hashable, str | None], tuple[pa.Table, int]] = OrderedDict()
+_OPENING = threading.Lock()  # a worker of another's scheduler may have several threads
 _VERIFIED: set[tuple[Hashable, str | None]] = set()
 _MOST_MAPPED = 256 << 20
 _MOST_FETCHED = 4 << 30
