@@ -74,7 +74,8 @@ def execute(
         return
     portable = any(node.numeric == numeric.PORTABLE for node in nodes)
     if portable and scheduler is None:
-        numeric.check_processor() if executor == "local" else numeric.check_started()
+        check_here = numeric.check_started if executor == "sync" else numeric.check_processor
+        check_here()
     store.make(*sorted({node.task for node in nodes}))
     own = [node for node in nodes if store != home and "folder" in node.hints]  # the commit
     others = [node for node in nodes if node not in own]
