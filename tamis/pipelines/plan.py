@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tamis.errors import DatasetMismatchError, RecipeError
 from tamis.pipelines.node import Artifact, Json, Node, load_records, make_node
+from tamis.pipelines.numeric import NATIVE
 from tamis.pipelines.stages import DROPPING, KINDS
 
 if TYPE_CHECKING:
@@ -196,7 +197,8 @@ def make_plan(
             hints: Mapping[str, Json] | None = None,
         ) -> Node:
             name = f"{label}/{task.partition('.')[2]}" + (f"/{part:05d}" if part is not None else "")
-            node = make_node(name, len(stages), task, params, inputs, hints, numeric=recipe.numeric)
+            policy = NATIVE if kind == "commit" else recipe.numeric  # a commit computes nothing
+            node = make_node(name, len(stages), task, params, inputs, hints, numeric=policy)
             nodes[name] = node
             names.append(name)
             return node
