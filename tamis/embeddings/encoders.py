@@ -12,6 +12,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -363,7 +364,16 @@ def _open_vectors(name: str, changed: int) -> npt.NDArray[Any]:  # noqa: ARG001,
                 f"{path}: vectors are read from .npy, .arrow, .parquet or .safetensors; pickled formats can run "
                 "code and are refused"
             )
-    except (OSError, EOFError, ValueError, TypeError, NotImplementedError, SafetensorError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        SyntaxError,
+        TokenError,
+        SafetensorError,
+    ) as error:
         raise DataError(f"{path}: cannot read vectors: {error}") from error
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.shape[1] == 0:
         raise DataError(

@@ -221,9 +221,9 @@ def npy(array, **options):
     return sink.getvalue()
 
 
-def npy_header(shape, dtype="<f4"):
+def npy_header(shape, dtype="<f4", before=""):
     """An npy file that promises more than it holds."""
-    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    header = before + f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + b"\0" * 16
 
 
@@ -507,6 +507,10 @@ EMBEDDINGS = {
     "half an array": (vectors(npy(np.ones((N, 4)))[:300]), VALIDATE, 3, "v.npy: cannot read vectors"),
     "an array that promises a petabyte": (vectors(npy_header((10**14, 4))), VALIDATE, 3, "v.npy: cannot read vectors"),
     "an array of a negative shape": (vectors(npy_header((-1, 4))), VALIDATE, 3, "v.npy: cannot read vectors"),
+    "an array with an open bracket in its header": (vectors(npy_header("(60, 4")), VALIDATE, 3,
+        "v.npy: cannot read vectors"),
+    "an array with a comma before its header": (vectors(npy_header((60, 4), before=",")), VALIDATE, 3,
+        "v.npy: cannot read vectors"),
     "an array of another byte order": (vectors(npy_header((60, 4), "nonsense")), VALIDATE, 3,
         "v.npy: cannot read vectors"),
     "an archive named npy": (vectors(npz()), VALIDATE, 3, "v.npy: cannot read vectors"),
