@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
 _PIECE = 32 << 20  # bytes of a file that are in memory at once while it is fetched
+_PATIENCE, _SLOWEST = 120.0, 1 << 18  # seconds that a request may take, and one more for so many bytes
 _HERE = ("file", "local")  # schemes of fsspec for what is a folder
 
 
@@ -148,14 +149,17 @@ class ObjectStore:
         self.put(".tamis", b"what tamis keeps between tasks\n")
 
     def put(self, name: str, data: bytes | pa.Buffer) -> None:
-        self._asked(f"write {self.location}/{name}", self.files.pipe_file, self._path(name), bytes(data))
+        data = bytes(data)
+        asked = (f"write {self.location}/{name}", self.files.pipe_file, self._path(name), data)
+        self._asked(*asked, more=len(data) / _SLOWEST)
 
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
         paths = {self._path(name): name for name in names}
         if not paths:
             return {}
         # From 0 on: without a range s3fs asks for each object's size first.
-        found = self._asked(f"read {self.location}", self.files.cat, list(paths), on_error="return", start=0)
+        asked = (f"read {self.location}", self.files.cat, list(paths))
+        found = self._asked(*asked, more=len(paths), on_error="return", start=0)
         for path, data in list(found.items()):
             if isinstance(data, Exception):
                 del found[path]
@@ -209,14 +213,17 @@ class ObjectStore:
 
     def _piece(self, name: str, start: int, stop: int) -> bytes:
         asked = (f"read {self.location}/{name}", self.files.cat_file, self._path(name))
-        data: bytes = self._asked(*asked, start=start, end=stop)
+        data: bytes = self._asked(*asked, more=(stop - start) / _SLOWEST, start=start, end=stop)
         return data
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
 
-    def _asked(self, doing: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Call the file system; FileNotFoundError is an answer, unless it was to write."""
+    def _asked(self, doing: str, method: Callable[..., Any], *arguments: Any, more: float = 0.0, **named: Any) -> Any:
+        """Call the file system; FileNotFoundError is an answer, unless it was to write. `more` are seconds to wait."""
+        if getattr(self.files, "async_impl", False):
+            # fsspec's own limit: s3fs's is not for a server that takes a connection and never answers a put.
+            named["timeout"] = _PATIENCE + more
         try:
             return method(*arguments, **named)
         except TamisError:

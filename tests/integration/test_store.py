@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import yaml
 import tamis
 from tamis.errors import OutputError, RecipeError
 from tamis.pipelines import node
+from tamis.pipelines import store as stores
 from tamis.pipelines.store import ObjectStore, store_at
 from tamis.reports.report import build_report
 
@@ -317,6 +319,16 @@ def test_s3_that_is_gone_ends_the_run_and_it_goes_on_when_it_is_back(
     run = tamis.run(recipe, tmp_path, work=url, executor="sync")
     assert 0 < len(run.ran) < len(expected[1]) - 4
     assert manifest_bytes(tmp_path) == expected[0]
+
+
+def test_s3_that_never_answers_is_not_waited_for(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # it takes connections, and no more
+        files = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        store = ObjectStore("s3://bucket/x", files, "bucket/x")
+        for call in (store.make, lambda: store.read(["a/b"]), lambda: store.sizes(["a"]), lambda: store.size("a/b")):
+            with pytest.raises(OutputError, match=r"s3://bucket/x.*: FSTimeoutError"):
+                call()
 
 
 def test_a_bucket_that_is_not_there_is_said_before_anything_runs(server, cli, recipe_file, tmp_path):
