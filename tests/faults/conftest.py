@@ -107,6 +107,7 @@ class Forked:
 
     def start(self, *arguments, **job):
         """Begin a run; gives the process."""
+        (self.folder / "log").touch()
         job |= {"arguments": [str(argument) for argument in arguments], "log": str(self.folder / "log")}
         return psutil.Process(int(self._asked(json.dumps(job))))
 

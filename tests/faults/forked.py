@@ -31,7 +31,7 @@ def replace_everywhere(name, new):
 def child(arguments, log, points=None, die_at=None, in_place=False, file_bytes=None, environment=None):
     from tamis.cli import main
 
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(log, os.O_WRONLY | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     os.environ.update(environment or {})
@@ -74,6 +74,7 @@ def main():
     recipe, out = sys.argv[1:]
     import distributed  # noqa: F401
 
+    import tamis.cli  # noqa: F401
     from tamis.pipelines.run import run
 
     run(recipe, out, executor="sync")

@@ -316,8 +316,15 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", path], check=True)
 
 
-@pytest.mark.parametrize("executor", [("--workers", 2), ("--executor", "sync")], ids=["workers", "sync"])
-@pytest.mark.parametrize("options", ["size=64k", "size=512k", "nr_inodes=8", "nr_inodes=60"])
+@pytest.mark.parametrize(
+    ("options", "executor"),
+    [
+        ("size=64k", ("--executor", "sync")),
+        ("size=512k", ("--workers", 2)),
+        ("nr_inodes=8", ("--workers", 2)),
+        ("nr_inodes=60", ("--workers", 2)),
+    ],
+)
 def test_a_full_disk(options, executor, small_disk, forked, recipe_file, manifest_bytes, torn, tally):
     folder, widen = small_disk(options)
     out = folder / "run"
