@@ -164,7 +164,7 @@ class Inputs:
         most = _MOST_FETCHED if store.fetches else _MOST_MAPPED
         with _OPENING:
             _OPENED[seen] = opened
-            while len(_OPENED) > 1 and sum(size for _, size in _OPENED.values()) > most:
+            while _OPENED and sum(size for _, size in _OPENED.values()) > most:
                 _OPENED.popitem(last=False)
         return opened[0]
 

@@ -155,14 +155,12 @@ def test_the_new_ones_are_those_that_greedy_adds_to_the_old(tmp_path, recipe, fo
 
 def embeddings(out, manifest):
     """The vectors of all rows, in the dataset's order, read from the run's own description of its blocks."""
-    from tamis.pipelines.node import load_record
-    from tamis.pipelines.run import read_run
+    from tamis.pipelines.run import read_run, recorded
 
-    stage = read_run(out)["stages"][1]
-    blocks = [tuple(node) for node in stage["nodes"] if "/block/" in node[0]]
+    _, records = recorded(out, read_run(out))
     parts = []
-    for reference in blocks:
-        table = pa.ipc.open_file(out / "work" / load_record(out / "work", reference).file).read_all()
+    for name in sorted(name for name in records if name.startswith("01-embed/block/")):
+        table = pa.ipc.open_file(out / "work" / records[name].file).read_all()
         parts.append(table["vector"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1))
     found = np.concatenate(parts)
     assert len(found) == manifest.audit.num_rows
