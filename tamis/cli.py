@@ -199,19 +199,21 @@ def plan(
     from tamis.errors import OutputError
     from tamis.pipelines.estimate import check_fits, estimate
     from tamis.pipelines.explain import why_not_cached
+    from tamis.pipelines.lock import run_folder
     from tamis.pipelines.plan import pending
     from tamis.pipelines.resources import usable_cores
     from tamis.pipelines.run import cached, read_run, stores
     from tamis.pipelines.store import check_location
 
     workers = workers or usable_cores()
-    _, store = stores(out.resolve(), check_location(work) if work else None)
+    folder = run_folder(out)
+    _, store = stores(folder, check_location(work) if work else None)
     planned = _plan(recipe, out, limit, overrides)
     try:
         previous: dict[str, Any] | None = read_run(out)
     except OutputError:
         previous = None
-    done = cached(planned, out.resolve(), store)
+    done = cached(planned, folder, store)
     todo = pending(planned, done)
     names = {node.name for node in todo}
     reasons = why_not_cached(planned, names, previous)
@@ -238,7 +240,7 @@ def plan(
         },
     }
     _print(facts, as_json, _show_plan)
-    there = next(parent for parent in (out, *out.resolve().parents) if parent.is_dir())
+    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     check_fits(total, None if work else there, workers)
 
 

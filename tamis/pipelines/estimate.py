@@ -11,16 +11,18 @@ import hashlib
 import math
 import shutil
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tamis.embeddings.neighbours import PROBES
+from tamis.embeddings.neighbours import PROBES, cell_count
 from tamis.errors import OutputError, RecipeError
 from tamis.pipelines.resources import available_memory
 from tamis.pipelines.sources import read_rows
-from tamis.pipelines.stages.select import AUTO_PARTITION_ROWS
+from tamis.pipelines.stages.select import AUTO_PARTITION_ROWS, LISTED_ROWS
+from tamis.selectors.facility_location import RANKED_PROBES, ranked_cell_count
 from tamis.selectors.selection import resolve_budget
 
 if TYPE_CHECKING:
@@ -31,18 +33,34 @@ if TYPE_CHECKING:
     from tamis.pipelines.plan import Plan
 
 _MIB = 1 << 20
-_MAIN_BYTES = 240 * _MIB  # the process that schedules
-_WORKER_BYTES = 130 * _MIB  # a worker with what every task needs
-_TORCH_BYTES = 700 * _MIB  # torch, transformers and a small encoder on top
+_MAIN_BYTES = 300 * _MIB  # the process that schedules
+_WORKER_BYTES = 330 * _MIB  # a worker with the libraries of most tasks
+_TORCH_BYTES = 430 * _MIB  # torch, transformers and a small encoder on top
 _MAPPED_BYTES = 256 * _MIB  # of the embeddings, which workers share
-_START_SECONDS = 3.5  # starting worker processes
+_START_SECONDS = 4.5  # starting this process and the workers, and ending them
 _NODE_SECONDS = 0.012  # scheduling a node, and writing its file and record
 _FLOPS = 6e10  # of one core, in products of float32 matrices
 _SAMPLED_ROWS = 256
 _EFFECT_BYTES = 34  # row, decision, reason, kept row, score
 _NEURAL = ("sentence", "transformers")
-_ENCODE_SECONDS = {"lsa": 1.5e-6, "sentence": 1.1e-4, "transformers": 1.1e-4}  # for each byte of text
-_IMAGE_SECONDS, _IMAGE_BYTE_SECONDS = 6e-5, 2e-8  # decoding an image, and for each byte of it
+_ENCODE_SECONDS = {"lsa": 1e-7, "sentence": 1.2e-4, "transformers": 1.2e-4}  # for each byte of text
+_IMAGE_SECONDS, _IMAGE_BYTE_SECONDS = 1.5e-5, 2e-8  # decoding an image, and for each byte of it
+_READ_ROWS = 131_072  # of a file that are in memory at once: a row group of Parquet, or less
+
+# Loading the libraries of a task: seconds of the first that a worker runs.
+_LOADING = {
+    "embed.fit": 2.0,
+    "embed.fit_pixels": 0.4,
+    "cluster.fit": 0.3,
+    "dedup.pairs": 0.4,
+    "dedup.near": 0.2,
+    "score.fold": 0.9,
+    "select.probe": 0.2,
+    "select.list": 0.3,
+    "select.rank": 0.3,
+    "select.take": 0.3,
+}
+_NEURAL_LOADING = 6.0
 _PROBE_SECONDS = 0.0205  # what `pace` measures where the units were measured
 
 # By the memory that a task takes: what makes it less.
@@ -113,7 +131,7 @@ def estimate(plan: Plan, nodes: Iterable[Node], workers: int, done: Mapping[str,
     if not todo:
         return Estimate(0.0, 0.0, 0, 0)
     sizes = _sizes(plan, done or {})
-    alone = spread = 0.0
+    alone, spread = 0.0, defaultdict(list)
     disk, widest = 0.0, (0.0, "")
     base = _WORKER_BYTES
     for node in todo:
@@ -123,12 +141,14 @@ def estimate(plan: Plan, nodes: Iterable[Node], workers: int, done: Mapping[str,
         disk += cost.disk
         parallel = node.name.count("/") == 2
         if parallel:
-            spread += cost.seconds + _NODE_SECONDS
+            spread[node.stage, node.task].append(cost.seconds + _NODE_SECONDS)
         else:
-            alone += cost.seconds + _NODE_SECONDS
+            alone += cost.seconds + _NODE_SECONDS + _LOADING.get(node.task, 0.0)
         widest = max(widest, ((workers if parallel else 1) * cost.memory, node.task))
-    seconds = (alone + spread) * pace()
-    wall = (alone + spread / workers) * pace()
+    # The blocks of a task are dealt to the workers; the last ones may leave some idle.
+    loading = sum(_LOADING.get(task, 0.0) for _, task in spread) + (base > _WORKER_BYTES) * _NEURAL_LOADING
+    seconds = (alone + loading + sum(map(sum, spread.values()))) * pace()
+    wall = (alone + loading + sum(max(sum(part) / workers, max(part)) for part in spread.values())) * pace()
     embedded = sum(4.0 * sizes[-1].dataset_rows * sizes[-1].dim for node in todo if node.task == "commit.manifest")
     peak = _MAIN_BYTES + workers * base + widest[0] + min(_MAPPED_BYTES, embedded)
     return Estimate(round(seconds, 1), round(_START_SECONDS + wall, 1), int(peak), int(disk), widest[1])
@@ -243,22 +263,25 @@ def _dim(plan: Plan) -> int:
     return 1
 
 
-def _block(sizes: _Sizes) -> int:
-    """Rows of a block."""
-    return min(sizes.dataset_rows, sizes.block_rows)
+def _block(sizes: _Sizes) -> float:
+    """Rows of a block, on average."""
+    return sizes.dataset_rows / max(1, math.ceil(sizes.dataset_rows / sizes.block_rows))
 
 
 def _ingest(sizes: _Sizes, node: Node) -> Cost:
     rows = node.params["stop"] - node.params["start"]
     decoding = sizes.images * (_IMAGE_SECONDS + sizes.content * _IMAGE_BYTE_SECONDS)
-    seconds = rows * (4e-6 + 8e-9 * sizes.content + decoding)
-    return Cost(seconds, rows * 6 * (sizes.content + 100), rows * (sizes.content + sizes.width + 60))
+    seconds = rows * (6e-6 + 4.4e-8 * sizes.content + decoding)
+    read = min(node.hints["source"].rows, _READ_ROWS)
+    memory = 2.8 * read * sizes.content + 6 * rows * (sizes.content + 100)
+    return Cost(seconds, memory, rows * (sizes.content + sizes.width + 60))
 
 
 def _encode(sizes: _Sizes, node: Node) -> Cost:
     rows, encoder = _block(sizes), node.params["encoder"]
     decoding = sizes.images * (_IMAGE_SECONDS + sizes.content * _IMAGE_BYTE_SECONDS)
-    seconds = rows * (_ENCODE_SECONDS.get(encoder, 0.0) * sizes.content + 2e-6 + decoding)
+    by_dim = 3.5e-8 if encoder == "vectors" else 2e-7
+    seconds = rows * (_ENCODE_SECONDS.get(encoder, 0.0) * sizes.content + by_dim * sizes.dim + decoding)
     return Cost(seconds, rows * (16 * sizes.dim + 4 * sizes.content), rows * (4 * sizes.dim + 4))
 
 
@@ -267,7 +290,7 @@ def _fit_lsa(sizes: _Sizes, node: Node) -> Cost:
     terms = min(node.params["max_features"], 10 * rows)
     dim = node.params["dim"]
     return Cost(
-        rows * 4e-6 * sizes.content + (rows + terms) * dim**2 * 16 / _FLOPS + 0.5,
+        rows * 1.5e-7 * sizes.content + (rows + terms) * dim**2 * 50 / _FLOPS,
         rows * 8 * sizes.content + 32 * dim * (rows + terms),
         terms * (4 * dim + 20),
     )
@@ -282,7 +305,7 @@ def _fit_pixels(sizes: _Sizes, node: Node) -> Cost:
 def _fit_clusters(sizes: _Sizes, node: Node) -> Cost:
     sample = min(sizes.rows, node.params["fit_rows"])
     k = _clusters(sizes, node.params["auto"])
-    seconds = 2.4 * sample * k * sizes.dim * node.params["iterations"] / _FLOPS + 0.2
+    seconds = 2.4 * sample * k * sizes.dim * node.params["iterations"] / _FLOPS / node.hints["threads"]
     return Cost(seconds, 12 * sample * sizes.dim, 4 * k * sizes.dim)
 
 
@@ -299,7 +322,7 @@ def _assign(sizes: _Sizes, node: Node) -> Cost:  # noqa: ARG001
 
 def _pairs(sizes: _Sizes, node: Node) -> Cost:
     share = sizes.rows / node.params["shards"]
-    seconds = share * (4000 * (2 * sizes.dim / _FLOPS + 0.6e-9) + 3e-6)
+    seconds = share * (4000 * (1.4 * sizes.dim / _FLOPS + 0.6e-9) + 4e-6)
     return Cost(seconds, 32 * _MIB + 8 * min(sizes.rows, 65_536) * sizes.dim, share * 60)
 
 
@@ -311,27 +334,39 @@ def _rank(sizes: _Sizes, node: Node) -> Cost:
         return Cost(0.0)
     many = max(1.0, sizes.rows / size / node.params["shards"])  # partitions in a shard
     size = min(size, 300) if engine == "partitioned" else size
-    seconds = size * size * (2 * sizes.dim / _FLOPS + 4e-9)
+    seconds = size * size * (2 * sizes.dim / _FLOPS + 8e-9 * (1 + size / 3500))  # larger kernels miss the caches
     return Cost(many * seconds, 2.4 * size * size + 8 * size * sizes.dim, many * 20 * size)
 
 
 def _probe_cells(sizes: _Sizes, node: Node) -> Cost:  # noqa: ARG001
     rows = min(sizes.rows, 16_384) * sizes.rows / sizes.dataset_rows
-    cells = 4 * math.sqrt(sizes.rows)
-    seconds = rows * cells * (2 * sizes.dim / _FLOPS + 0.5e-9)
+    seconds = rows * (_cells(sizes) * (2 * sizes.dim / _FLOPS + 2.5e-9) + 1e-6)
     return Cost(seconds, 64 * _MIB + 6 * rows * sizes.dim, rows * 110)
 
 
+def _cells(sizes: _Sizes) -> int:
+    ranked = sizes.config.get("engine") == "partitioned"
+    return ranked_cell_count(sizes.rows) if ranked else cell_count(sizes.rows)
+
+
+def _fit_cells(sizes: _Sizes, node: Node) -> Cost:  # noqa: ARG001
+    cells = _cells(sizes)
+    return Cost(20 * cells**2 * sizes.dim * 6 / _FLOPS, 30 * 20 * cells * sizes.dim, 2 * cells * sizes.dim)
+
+
 def _list(sizes: _Sizes, node: Node) -> Cost:
-    rows = sizes.rows / node.params["shards"]
-    compared = PROBES * math.sqrt(sizes.rows) / 4
-    seconds = rows * compared * (2 * sizes.dim / _FLOPS + 0.7e-9)
+    shards = max(1, min(node.params["shards"], math.ceil(sizes.rows / LISTED_ROWS)))
+    rows = sizes.rows / shards
+    probes = RANKED_PROBES if sizes.config.get("engine") == "partitioned" else PROBES
+    compared = probes * sizes.rows / _cells(sizes)
+    seconds = shards / node.params["shards"] * (0.12 + rows * compared * (2 * sizes.dim / _FLOPS + 6e-9))
+    rows *= shards / node.params["shards"]
     return Cost(seconds, 16_384 * 500 + 8 * min(sizes.rows, 200_000) * sizes.dim, rows * 200)
 
 
 def _fold(sizes: _Sizes, node: Node) -> Cost:
     rows = min(sizes.rows, node.params["fit_rows"])
-    return Cost(rows * sizes.dim * 8e-7, 20 * rows * sizes.dim, 20 * sizes.rows / node.params["folds"])
+    return Cost(rows * sizes.dim * 4e-7, 20 * rows * sizes.dim, 20 * sizes.rows / node.params["folds"])
 
 
 def _by_row(seconds: float, memory: float, disk: float = 0.0) -> Callable[[_Sizes, Node], Cost]:
@@ -345,33 +380,33 @@ def _by_row(seconds: float, memory: float, disk: float = 0.0) -> Callable[[_Size
 
 _COSTS: Mapping[str, Callable[[_Sizes, Node], Cost]] = {
     "ingest.block": _ingest,
-    "ingest.index": _by_row(1.7e-6, 500, 110),
+    "ingest.index": _by_row(2.2e-6, 500, 110),
     "ingest.before": _by_row(1e-6, 200, 16),
     "embed.fit": _fit_lsa,
     "embed.fit_pixels": _fit_pixels,
     "embed.block": _encode,
-    "embed.check": _by_row(3e-7, 100, _EFFECT_BYTES),
+    "embed.check": _by_row(5e-7, 100, _EFFECT_BYTES),
     "cluster.fit": _fit_clusters,
     "cluster.assign": _assign,
     "cluster.gather": _by_row(2e-7, 100, _EFFECT_BYTES + 8),
     "dedup.exact": _by_row(9e-7, 150, _EFFECT_BYTES),
     "dedup.gather": _by_row(3e-7, 100, 28),
     "dedup.pairs": _pairs,
-    "dedup.near": _by_row(4e-6, 400, _EFFECT_BYTES),
+    "dedup.near": _by_row(3e-6, 400, _EFFECT_BYTES),
     "score.fold": _fold,
     "score.join": _by_row(5e-7, 150, _EFFECT_BYTES + 8),
     "score.read": _by_row(3e-6, 300, _EFFECT_BYTES + 8),
     "prune.loss": _by_row(1e-6, 150, _EFFECT_BYTES),
     "prune.density": _by_row(1e-6, 150, _EFFECT_BYTES),
-    "select.cells": _by_row(4e-6, 100),
+    "select.cells": _fit_cells,
     "select.probe": _probe_cells,
-    "select.partition": _by_row(2e-6, 400, 150),
+    "select.partition": _by_row(1e-6, 400, 150),
     "select.rank": _rank,
     "select.propose": _by_row(2e-6, 100, 8),
     "select.list": _list,
-    "select.take": _by_row(7e-6, 900, _EFFECT_BYTES + 12),
+    "select.take": _by_row(6e-6, 900, _EFFECT_BYTES + 12),
     "select.whole": _by_row(1e-4, 2000, _EFFECT_BYTES + 12),
     "schedule.seta": _by_row(2e-6, 100, _EFFECT_BYTES + 2),
     "reweight.loss": _by_row(1e-6, 100, _EFFECT_BYTES + 4),
-    "commit.manifest": _by_row(1e-6, 0),
+    "commit.manifest": _by_row(2.2e-6, 800),
 }

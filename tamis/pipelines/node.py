@@ -231,7 +231,7 @@ def load_records(store: Store, references: Iterable[Reference]) -> dict[str, Art
     """Return the records of finished nodes by name, as `load_record`; asks the store once for each kind of task."""
     references = list(references)
     sizes = store.sizes(sorted({task for _, task, _ in references}))
-    recorded = [reference for reference in references if sizes.get(_record_name(reference))]
+    recorded = [reference for reference in references if sizes.get(record_name(reference))]
     return {
         artifact.name: artifact
         for artifact in _read_records(store, recorded)
@@ -241,16 +241,17 @@ def load_records(store: Store, references: Iterable[Reference]) -> dict[str, Art
 
 def forget(store: Store, references: Iterable[Reference]) -> None:
     """Remove nodes' records, so that they run again."""
-    store.remove([_record_name(reference) for reference in references])
+    store.remove([record_name(reference) for reference in references])
 
 
-def _record_name(reference: Reference) -> str:
+def record_name(reference: Reference) -> str:
+    """The name of a node's record in its store."""
     _, task, key = reference
     return f"{task}/{key[:32]}.json"
 
 
 def _read_records(store: Store, references: Iterable[Reference]) -> list[Artifact | None]:
-    names = {reference: _record_name(reference) for reference in references}
+    names = {reference: record_name(reference) for reference in references}
     found = store.read(names.values())
     return [_parsed(found.get(name), reference) for reference, name in names.items()]
 
@@ -312,7 +313,7 @@ def run_node(node: Node, work: str, *_finished: object, home: str | None = None)
     crash_point(f"{node.task}:written")
     seconds = round(time.perf_counter() - start, 4)
     artifact = Artifact(node.key, node.task, node.name, file, sha256, size, rows, output.facts, seconds, peak_memory())
-    store.put(_record_name(node.reference), sealed(asdict(artifact)))
+    store.put(record_name(node.reference), sealed(asdict(artifact)))
     crash_point(f"{node.task}:recorded")
     return artifact
 

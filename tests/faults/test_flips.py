@@ -11,8 +11,9 @@ import tamis
 from tamis.errors import DamagedManifestError
 from tamis.manifests.reader import open_manifest
 from tamis.pipelines import node as node_module
-from tamis.pipelines.node import DamagedArtifactError, Inputs, forget, load_record
+from tamis.pipelines.node import DamagedArtifactError, Inputs, forget, load_record, record_name
 from tamis.pipelines.run import plan_run
+from tamis.pipelines.store import Folder
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +74,8 @@ def staged(out, nodes):
     work = out / "work"
     files = {}
     for node in nodes.values():
-        artifact = load_record(work, node.reference)
-        files[node_module.record_path(work, node.task, node.key)] = node
+        artifact = load_record(Folder(work), node.reference)
+        files[work / record_name(node.reference)] = node
         if artifact.file is not None:
             files[work / artifact.file] = node
     made = {path for path in work.glob("*/*") if path.is_file()}
@@ -84,7 +85,7 @@ def staged(out, nodes):
 
 def is_detected(work, node):
     """Whether whoever needs the node's result sees that it is damaged: it has no record, or its file is refused."""
-    artifact = load_record(work, node.reference)
+    artifact = load_record(Folder(work), node.reference)
     if artifact is None:
         return True
     try:
@@ -105,9 +106,9 @@ def test_every_fault_in_a_staged_file_is_detected(out, nodes, soak, tally):
 def test_another_spelling_of_the_same_record_is_no_record(out, nodes):
     """Such as 1E-05 for 1e-05, which is one bit."""
     node = next(iter(nodes.values()))
-    path = node_module.record_path(out / "work", node.task, node.key)
+    path = out / "work" / record_name(node.reference)
     path.write_bytes(path.read_bytes().replace(b'"rows":', b'"rows": '))
-    assert load_record(out / "work", node.reference) is None
+    assert load_record(Folder(out / "work"), node.reference) is None
 
 
 def needing(nodes, reference):
@@ -126,8 +127,7 @@ def test_what_is_damaged_is_made_again(out, nodes, brief_recipe, sound, manifest
     paths = sorted(files)
     for path, _ in spread(paths, 2 * len(paths) if soak else 16, seed=3):
         node = files[path]
-        for reference in needing(nodes, node.reference):
-            forget(out / "work", reference)
+        forget(Folder(out / "work"), needing(nodes, node.reference))
         shutil.rmtree(out / "manifest")
         run = tamis.run(brief_recipe, out, executor="sync")
         assert node.name in run.ran
@@ -154,7 +154,7 @@ def test_without_the_digest_a_flip_in_a_staged_file_reaches_the_manifest(
 ):
     """The control: a weight with one bit flipped is read and committed."""
     node = next(node for node in nodes.values() if node.task == "reweight.loss")
-    path = out / "work" / load_record(out / "work", node.reference).file
+    path = out / "work" / load_record(Folder(out / "work"), node.reference).file
     data = bytearray(path.read_bytes())
     weights = pa.ipc.open_file(bytes(data)).read_all()["weight"].combine_chunks().buffers()[1].to_pybytes()
     data[data.index(weights) + 2] ^= 1

@@ -786,7 +786,7 @@ OPTIONS = {
     "an unknown verb": ([], "sift recipe.yaml", 2, "No such command 'sift'"),
     "no recipe named": ([], "validate", 2, "Missing argument 'RECIPE'"),
     "a scheduler without TLS": ([], f"{RUN} --scheduler tcp://10.0.0.7:8786", 2, "tcp://10.0.0.7:8786", "--insecure"),
-    "a scheduler that is no address": ([], f"{RUN} --scheduler nonsense", 2, "nonsense", "tls://"),
+    "a scheduler that is no address": ([], f"{RUN} --scheduler nonsense", 2, "more than a host and a port", "tls://"),
     "a scheduler of another kind": ([], f"{RUN} --scheduler http://127.0.0.1:1", 2, "http://127.0.0.1:1", "tls://"),
     "an unknown shipped recipe": ([], "recipes quickstar", 2, "no recipe 'quickstar'; shipped are", "quickstart"),
     "an unknown export": ([], "export finished --to xml --out x", 2,

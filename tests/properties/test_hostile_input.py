@@ -314,7 +314,7 @@ def manifests(draw):
     body = dict.fromkeys(BODY_KEYS) | {
         "dataset": {
             "fingerprint": "f" * 64, "rows": n, "schema": "s", "fields": {"text": "t"},
-            "sources": [{"path": "a", "rows": n}],
+            "sources": [{"path": "a", "sha256": "a" * 64, "rows": n}],
         },
         "recipe": {"name": draw(st.text(st.characters(codec="utf-8")))},
         "seed": draw(st.integers()),

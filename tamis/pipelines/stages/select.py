@@ -50,7 +50,7 @@ Ranking = tuple[Rows, Floats]
 Listed = tuple[Rows, npt.NDArray[np.int32], npt.NDArray[np.uint16]]
 
 AUTO_PARTITION_ROWS = 16_384  # its kernel takes 512 MiB
-_LISTED_ROWS = 16_384  # rows that one task seeks neighbours for
+LISTED_ROWS = 16_384  # rows that one task seeks neighbours for
 _SPREAD = ("facility_location", "ingenious")
 _LISTING = ("sparse", "partitioned")
 _WITHOUT_EMBEDDINGS = ("random", "stratified")
@@ -160,7 +160,7 @@ def _spread(
         made["proposals"] = [add("select.propose", proposing, {**planned, **made})]
         planned["proposals"] = made["proposals"]
     if listing:
-        shards = max(1, math.ceil(flow.rows / _LISTED_ROWS))
+        shards = max(1, math.ceil(flow.rows / LISTED_ROWS))
         made["lists"] = [
             add("select.list", {"shard": shard, "shards": shards}, planned, part=shard) for shard in range(shards)
         ]
@@ -171,7 +171,7 @@ def _runs_of_blocks(embeddings: Sequence[Node], flow: Flow) -> Iterator[tuple[li
     """Consecutive blocks of about as many rows as one task lists, and the rows that they span."""
     sizes = [block.params["stop"] - block.params["start"] for block in flow.blocks]
     starts = list(itertools.accumulate(sizes, initial=0))
-    count = max(1, _LISTED_ROWS // max(sizes))
+    count = max(1, LISTED_ROWS // max(sizes))
     for first in range(0, len(embeddings), count):
         some = list(embeddings[first : first + count])
         yield some, starts[first], starts[first + len(some)]
@@ -458,7 +458,7 @@ class _Plan:
     def places_of_shard(self, shard: int, shards: int) -> Rows:
         """The places of the rows of one shard's partitions: those whose first row falls into the shard's share."""
         n = len(self.by_part)
-        shards = min(shards, max(1, math.ceil(n / _LISTED_ROWS)))  # fewer rows may be left than were planned for
+        shards = min(shards, max(1, math.ceil(n / LISTED_ROWS)))  # fewer rows may be left than were planned for
         first, last = (self._begin(n * min(s, shards) // shards) for s in (shard, shard + 1))
         return self.by_part[first:last]
 
