@@ -120,6 +120,13 @@ def test_dynamic_plans():
     assert large - small == len("10000000") - len("1000")  # n itself, and nothing that grows with it
 
 
+def test_vectors_scale():
+    (run,) = quick("vectors_scale")["runs"]
+    assert (run["rows"], run["kept"]) == (4000, 400)
+    assert run["peak_bytes"] > 100 << 20
+    assert 0 < run["cached_seconds"] < run["wall_seconds"]
+
+
 def test_cluster_faiss():
     (run,) = quick("cluster_faiss")["runs"]
     cosine = {name: side["cosine"] for name, (side,) in run["sides"].items()}
