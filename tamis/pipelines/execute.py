@@ -293,7 +293,7 @@ def _cluster(scratch: Path, workers: int) -> Iterator[Any]:
         "distributed.scheduler.allowed-failures": _ALLOWED_FAILURES,
         "distributed.worker.use-file-locking": False,
         "distributed.admin.tick.limit": "1h",  # long numeric tasks hold the GIL; that is no fault
-        "distributed.admin.large-graph-warning-threshold": "1GB",  # millions of rows; and nobody can do anything about it
+        "distributed.admin.large-graph-warning-threshold": "1GB",  # nobody can do anything about it
         "distributed.worker.profile.enabled": False,  # it samples the stack every 10 ms, for a dashboard
         "distributed.comm.timeouts.connect": "60s",
         # Dask's own setting of the allocator gives memory back after every batch and faults it in again.
