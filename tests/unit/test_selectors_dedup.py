@@ -15,6 +15,7 @@ from tamis.selectors import near_duplicates as near_duplicates_of
 from tamis.selectors.dedup import exact_duplicates, near_pairs, resolve_pairs, resolve_rows
 from tamis.selectors.near_duplicates import cell_pairs, make_cells, receiving_clusters, split_group
 from tamis.selectors.selection import as_unit_rows
+from tamis.threads import one_blas_thread
 
 
 def brute_exact(keys, order):
@@ -169,8 +170,9 @@ def test_memory_does_not_grow_with_the_pairs():
     X = np.tile(as_unit_rows(np.array([[1.0, 2.0, 3.0, 4.0]])), (20_000, 1))  # 200 million pairs
     priority = np.arange(20_000)[::-1]
     near_pairs(X[:2], 0.9), resolve_rows(X[:2], 0.1, priority[:2])  # compiled before the measurement
-    assert peak_bytes(lambda: near_pairs(X, 0.9, 256, limit=10_000)) < 4 << 20
-    assert peak_bytes(lambda: resolve_rows(X, 0.1, priority, 256)) < 4 << 20
+    with one_blas_thread():  # looking for the libraries that are loaded takes memory too
+        assert peak_bytes(lambda: near_pairs(X, 0.9, 256, limit=10_000)) < 4 << 20
+        assert peak_bytes(lambda: resolve_rows(X, 0.1, priority, 256)) < 4 << 20
     kept_of, similarity = resolve_rows(X, 0.1, priority)
     assert (kept_of == 19_999).all()
     assert (similarity == 1).all()
