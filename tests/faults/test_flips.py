@@ -60,7 +60,7 @@ def spread(paths, faults, seed):
 def test_every_fault_in_a_committed_file_is_detected(out, soak, tally):
     paths = sorted(path for path in (out / "manifest").rglob("*") if path.is_file())
     assert [path.name.partition("-")[0] for path in paths] == ["audit", "select", "v000001.json"]
-    for path, what in spread(paths, 2000 if soak else 200, seed=1):
+    for path, what in spread(paths, 2000 if soak else 100, seed=1):
         with pytest.raises(DamagedManifestError) as caught:
             open_manifest(out)
         assert caught.value.exit_code == 7
@@ -98,7 +98,7 @@ def is_detected(work, node):
 def test_every_fault_in_a_staged_file_is_detected(out, nodes, soak, tally):
     files = staged(out, nodes)
     assert {path.suffix for path in files} == {".json", ".arrow"}
-    for path, what in spread(sorted(files), 3000 if soak else 300, seed=2):
+    for path, what in spread(sorted(files), 3000 if soak else 150, seed=2):
         assert is_detected(out / "work", files[path]), (path, what)
         tally("bit flips and truncations, staged files", detected=1)
 
@@ -125,7 +125,7 @@ def test_what_is_damaged_is_made_again(out, nodes, brief_recipe, sound, manifest
     expected = manifest_bytes(sound)
     files = staged(out, nodes)
     paths = sorted(files)
-    for path, _ in spread(paths, 2 * len(paths) if soak else 16, seed=3):
+    for path, _ in spread(paths, 2 * len(paths) if soak else 8, seed=3):
         node = files[path]
         forget(Folder(out / "work"), needing(nodes, node.reference))
         shutil.rmtree(out / "manifest")
