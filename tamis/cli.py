@@ -227,11 +227,9 @@ def plan(
                 "tasks": len(stage.nodes),
                 "to_run": sum(name in names for name in stage.nodes),
                 "why": reasons.get(stage.label, "cached"),
-                "seconds": estimate(
-                    planned, [planned.nodes[name] for name in stage.nodes if name in names], 1, done
-                ).seconds,
+                "seconds": seconds,
             }
-            for stage in planned.stages
+            for stage, seconds in zip(planned.stages, total.stage_seconds, strict=True)
         ],
         "estimate": {
             "wall_seconds": total.wall_seconds,

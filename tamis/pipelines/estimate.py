@@ -22,7 +22,7 @@ from tamis.errors import OutputError, RecipeError
 from tamis.pipelines.resources import available_memory
 from tamis.pipelines.sources import read_rows
 from tamis.pipelines.stages.select import AUTO_PARTITION_ROWS, LISTED_ROWS
-from tamis.selectors.facility_location import RANKED_PROBES, ranked_cell_count
+from tamis.selectors.facility_location import RANKED_CELL_ROWS, RANKED_PROBES, ranked_cell_count
 from tamis.selectors.selection import resolve_budget
 
 if TYPE_CHECKING:
@@ -90,14 +90,14 @@ class Estimate:
     """Expected use of a run.
 
     Attributes:
-        seconds: The work, on one core.
+        stage_seconds: The work of each stage, on one core.
         wall_seconds: What the workers make of it.
         peak_bytes: Memory of all processes together.
         disk_bytes: What is written to the working folder.
         widest: The task that takes the most memory.
     """
 
-    seconds: float
+    stage_seconds: tuple[float, ...]
     wall_seconds: float
     peak_bytes: int
     disk_bytes: int
@@ -129,29 +129,34 @@ def estimate(plan: Plan, nodes: Iterable[Node], workers: int, done: Mapping[str,
     """
     todo = list(nodes)
     if not todo:
-        return Estimate(0.0, 0.0, 0, 0)
+        return Estimate((0.0,) * len(plan.stages), 0.0, 0, 0)
     sizes = _sizes(plan, done or {})
-    alone, spread = 0.0, defaultdict(list)
+    alone, spread = [0.0] * len(sizes), defaultdict(list)  # seconds by stage; of each block by stage and task
     disk, widest = 0.0, (0.0, "")
     base = _WORKER_BYTES
     for node in todo:
-        if node.params.get("encoder") in _NEURAL:
-            base = _WORKER_BYTES + _TORCH_BYTES  # a worker keeps what it has loaded
+        if node.params.get("encoder") in _NEURAL and base == _WORKER_BYTES:
+            base += _TORCH_BYTES  # a worker keeps what it has loaded
+            alone[node.stage] += _NEURAL_LOADING
         cost = _COSTS[node.task](sizes[node.stage], node)
         disk += cost.disk
         parallel = node.name.count("/") == 2
         if parallel:
             spread[node.stage, node.task].append(cost.seconds + _NODE_SECONDS)
         else:
-            alone += cost.seconds + _NODE_SECONDS + _LOADING.get(node.task, 0.0)
+            alone[node.stage] += cost.seconds + _NODE_SECONDS + _LOADING.get(node.task, 0.0)
         widest = max(widest, ((workers if parallel else 1) * cost.memory, node.task))
+    for stage, task in spread:
+        alone[stage] += _LOADING.get(task, 0.0)
+    work = list(alone)
+    for (stage, _), blocks in spread.items():
+        work[stage] += sum(blocks)
     # The blocks of a task are dealt to the workers; the last ones may leave some idle.
-    loading = sum(_LOADING.get(task, 0.0) for _, task in spread) + (base > _WORKER_BYTES) * _NEURAL_LOADING
-    seconds = (alone + loading + sum(map(sum, spread.values()))) * pace()
-    wall = (alone + loading + sum(max(sum(part) / workers, max(part)) for part in spread.values())) * pace()
+    wall = (sum(alone) + sum(max(sum(blocks) / workers, max(blocks)) for blocks in spread.values())) * pace()
     embedded = sum(4.0 * sizes[-1].dataset_rows * sizes[-1].dim for node in todo if node.task == "commit.manifest")
     peak = _MAIN_BYTES + workers * base + widest[0] + min(_MAPPED_BYTES, embedded)
-    return Estimate(round(seconds, 1), round(_START_SECONDS + wall, 1), int(peak), int(disk), widest[1])
+    stage_seconds = tuple(round(seconds * pace(), 1) for seconds in work)
+    return Estimate(stage_seconds, round(_START_SECONDS + wall, 1), int(peak), int(disk), widest[1])
 
 
 def check_fits(needed: Estimate, folder: Path | None, workers: int) -> None:
@@ -268,10 +273,14 @@ def _block(sizes: _Sizes) -> float:
     return sizes.dataset_rows / max(1, math.ceil(sizes.dataset_rows / sizes.block_rows))
 
 
+def _decoding(sizes: _Sizes) -> float:
+    """Seconds to decode a row's image, if it has one."""
+    return sizes.images * (_IMAGE_SECONDS + sizes.content * _IMAGE_BYTE_SECONDS)
+
+
 def _ingest(sizes: _Sizes, node: Node) -> Cost:
     rows = node.params["stop"] - node.params["start"]
-    decoding = sizes.images * (_IMAGE_SECONDS + sizes.content * _IMAGE_BYTE_SECONDS)
-    seconds = rows * (6e-6 + 4.4e-8 * sizes.content + decoding)
+    seconds = rows * (6e-6 + 4.4e-8 * sizes.content + _decoding(sizes))
     read = min(node.hints["source"].rows, _READ_ROWS)
     memory = 2.8 * read * sizes.content + 6 * rows * (sizes.content + 100)
     return Cost(seconds, memory, rows * (sizes.content + sizes.width + 60))
@@ -279,9 +288,8 @@ def _ingest(sizes: _Sizes, node: Node) -> Cost:
 
 def _encode(sizes: _Sizes, node: Node) -> Cost:
     rows, encoder = _block(sizes), node.params["encoder"]
-    decoding = sizes.images * (_IMAGE_SECONDS + sizes.content * _IMAGE_BYTE_SECONDS)
     by_dim = 3.5e-8 if encoder == "vectors" else 2e-7
-    seconds = rows * (_ENCODE_SECONDS.get(encoder, 0.0) * sizes.content + by_dim * sizes.dim + decoding)
+    seconds = rows * (_ENCODE_SECONDS.get(encoder, 0.0) * sizes.content + by_dim * sizes.dim + _decoding(sizes))
     return Cost(seconds, rows * (16 * sizes.dim + 4 * sizes.content), rows * (4 * sizes.dim + 4))
 
 
@@ -333,13 +341,13 @@ def _rank(sizes: _Sizes, node: Node) -> Cost:
     if engine == "sparse" or (engine == "auto" and size < sizes.rows):
         return Cost(0.0)
     many = max(1.0, sizes.rows / size / node.params["shards"])  # partitions in a shard
-    size = min(size, 300) if engine == "partitioned" else size
+    size = min(size, RANKED_CELL_ROWS) if engine == "partitioned" else size
     seconds = size * size * (2 * sizes.dim / _FLOPS + 8e-9 * (1 + size / 3500))  # larger kernels miss the caches
     return Cost(many * seconds, 2.4 * size * size + 8 * size * sizes.dim, many * 20 * size)
 
 
-def _probe_cells(sizes: _Sizes, node: Node) -> Cost:  # noqa: ARG001
-    rows = min(sizes.rows, 16_384) * sizes.rows / sizes.dataset_rows
+def _probe_cells(sizes: _Sizes, node: Node) -> Cost:
+    rows = (node.params["stop"] - node.params["start"]) * sizes.rows / sizes.dataset_rows
     seconds = rows * (_cells(sizes) * (2 * sizes.dim / _FLOPS + 2.5e-9) + 1e-6)
     return Cost(seconds, 64 * _MIB + 6 * rows * sizes.dim, rows * 110)
 
@@ -361,7 +369,7 @@ def _list(sizes: _Sizes, node: Node) -> Cost:
     compared = probes * sizes.rows / _cells(sizes)
     seconds = shards / node.params["shards"] * (0.12 + rows * compared * (2 * sizes.dim / _FLOPS + 6e-9))
     rows *= shards / node.params["shards"]
-    return Cost(seconds, 16_384 * 500 + 8 * min(sizes.rows, 200_000) * sizes.dim, rows * 200)
+    return Cost(seconds, LISTED_ROWS * 500 + 8 * min(sizes.rows, 200_000) * sizes.dim, rows * 200)
 
 
 def _fold(sizes: _Sizes, node: Node) -> Cost:

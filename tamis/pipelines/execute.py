@@ -79,43 +79,29 @@ def execute(
     store.make(*sorted({node.task for node in nodes}))
     own = [node for node in nodes if store != home and "folder" in node.hints]  # the commit
     others = [node for node in nodes if node not in own]
-    if others:
-        _run_all(others, store, home, executor, workers, on_done, check, scheduler)
-    home.make(*sorted({node.task for node in own}))
-    for node in own:
-        check()
-        on_done(run_node(node, store.location, home=home.location))
-
-
-def _run_all(
-    nodes: Sequence[Node],
-    store: Store,
-    home: Folder,
-    executor: str,
-    workers: int,
-    on_done: OnDone,
-    check: Check,
-    scheduler: str | None,
-) -> None:
-    if scheduler is not None:
+    if not others:
+        pass  # only the commit is left
+    elif scheduler is not None:
         from tamis.pipelines import remote
 
         with remote.connected(scheduler, store) as client:
             watch = remote.watch(client, scheduler, _STALL_SECONDS)
-            run = partial(remote.checked_run, remote.versions_here())
-            _run_on(client, nodes, store, on_done, (check, watch), run)
+            _run_on(client, others, store, on_done, (check, watch), partial(remote.checked_run, remote.versions_here()))
     elif executor == "sync":
-        _run_sync(nodes, store, on_done, check)
+        _run_sync(others, store, on_done, check)
     else:
         from distributed import Client
 
-        variables = numeric.environment() if any(node.numeric == numeric.PORTABLE for node in nodes) else {}
         with (
-            _variables(variables),
+            _variables(numeric.environment() if portable else {}),
             _cluster(home.path / "dask", workers) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            _run_on(client, nodes, store, on_done, (check, Watchdog(cluster.scheduler, _STALL_SECONDS)))
+            _run_on(client, others, store, on_done, (check, Watchdog(cluster.scheduler, _STALL_SECONDS)))
+    home.make(*sorted({node.task for node in own}))
+    for node in own:
+        check()
+        on_done(run_node(node, store.location, home=home.location))
 
 
 def graph(nodes: Sequence[Node], store: Store, run: Callable[..., Artifact] = run_node) -> dict[str, Any]:

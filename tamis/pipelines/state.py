@@ -133,17 +133,16 @@ def vectors(inputs: Inputs, rows: Rows, start: int = 0) -> npt.NDArray[np.float3
     return np.empty((0, 1), np.float32) if out is None else out
 
 
-def vector_column(matrix: npt.NDArray[np.float32]) -> pa.Array:
-    """Wrap float32[m, d] as a fixed-size-list column without copying."""
-    flat = pa.array(np.ascontiguousarray(matrix, np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+def matrix_column(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """Wrap an array [m, d] as a fixed-size-list column of its dtype, without copying where it is C-contiguous."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
 
 
-def matrix_of(table: pa.Table, name: str = "vector") -> npt.NDArray[np.float32]:
+def matrix_of(table: pa.Table, name: str = "vector") -> npt.NDArray[Any]:
     """Read a fixed-size-list column without nulls back as an array [m, d], of one chunk without copying."""
     width, column = table.schema.field(name).type.list_size, table[name]
     chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    flat: npt.NDArray[np.float32] = chunk.flatten().to_numpy(zero_copy_only=False)
+    flat: npt.NDArray[Any] = chunk.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(-1, width)
 
 

@@ -56,7 +56,7 @@ RANKED_PROBES = 4  # cells in which a row seeks the proposals of the partitioned
 _BYTES_A_PAIR = 2
 _BYTES_A_LISTED_PAIR = 12  # column and value, by row and by candidate
 _FLOOR = 0.9  # of the similarity to its farthest listed neighbour that a row is taken to have anyway
-_RANKED_CELL_ROWS = 300
+RANKED_CELL_ROWS = 300
 _PROPOSALS = 3  # rows that the cells propose, in budgets
 _SAMPLED_ROWS = 1024
 
@@ -565,7 +565,7 @@ def ranked_cells(X_unit: Float32, threads: int = 1, device: str | None = None) -
 
 def ranked_cell_count(n: int) -> int:
     """How many cells the partitioned engine puts n rows into."""
-    return max(1, round(n / _RANKED_CELL_ROWS))
+    return max(1, round(n / RANKED_CELL_ROWS))
 
 
 def proposals_of(rankings: Sequence[Ranking], budget: int) -> Int64:

@@ -24,7 +24,7 @@ def workplace(tmp_path, small_dataset):
     """A folder with the data that the README speaks of, and its recipe."""
     table = pq.read_table(small_dataset)
     pq.write_table(table, tmp_path / "train.parquet")
-    (recipe,) = blocks("yaml")
+    recipe = blocks("yaml")[0]  # the other is Dask's configuration
     loaded = yaml.safe_load(recipe)
     for section in (loaded["train"], *(stage for stage in loaded["stages"] if stage["kind"] == "schedule")):
         section["epochs"] = 2  # the README's 12 take a minute

@@ -12,7 +12,7 @@ from tamis.pipelines.store import Folder, ObjectStore, check_location, check_rea
 
 @pytest.fixture(params=["folder", "memory"])
 def store(request, tmp_path):
-    location = check_location(tmp_path if request.param == "folder" else "memory://place/of/work/")
+    location = check_location(tmp_path if request.param == "folder" else "memory://place/of/kept/")
     found = store_at(location)
     assert (found.location, type(found)) == (location, Folder if request.param == "folder" else ObjectStore)
     found.make("task", "other")
@@ -65,7 +65,7 @@ def test_what_was_fetched_leaves_no_file(tmp_path, monkeypatch):
 
 def test_locations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert check_location("work") == check_location(f"file://{tmp_path}/work/") == str(tmp_path / "work")
+    assert check_location("kept") == check_location(f"file://{tmp_path}/kept/") == str(tmp_path / "kept")
     assert check_location("s3://bucket/prefix/") == "s3://bucket/prefix"
     assert check_location("abfs://container@account.example/x") == "abfs://container@account.example/x"
     with pytest.raises(

@@ -14,7 +14,7 @@ from tamis.embeddings.kmeans import assign as nearest
 from tamis.embeddings.kmeans import evenly_spaced, fit_spherical
 from tamis.errors import DataError
 from tamis.pipelines.node import Inputs, Node, Output, Task
-from tamis.pipelines.state import Rows, alive_rows, effect, matrix_of, vector_column, vectors
+from tamis.pipelines.state import Rows, alive_rows, effect, matrix_column, matrix_of, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,17 +77,16 @@ def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
         sample, wanted, iterations=params["iterations"], seed=params["seed"][0], threads=inputs.hints["threads"]
     )
     facts = {"n_clusters": int(wanted), "k_effective": len(centroids), "fitted_on": len(sample)}
-    return Output(pa.table({"vector": vector_column(centroids)}), facts)
+    return Output(pa.table({"vector": matrix_column(centroids)}), facts)
 
 
 def assign(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Name the clusters nearest to each of one block's rows, and the distance to the nearest."""
     block = inputs.open(inputs.one("embeddings"))
     near, distance = nearest(matrix_of(block), matrix_of(inputs.table("centroids")), params["probes"])
-    clusters = pa.FixedSizeListArray.from_arrays(pa.array(near.reshape(-1), pa.int32()), near.shape[1])
     data = {
         "row": block["row"].combine_chunks(),
-        "clusters": clusters,
+        "clusters": matrix_column(near.astype(np.int32, copy=False)),
         "cluster_dist": pa.array(distance, pa.float32()),
     }
     return Output(pa.table(data), {"block_rows": inputs.one("embeddings").facts["block_rows"]})
@@ -103,7 +102,7 @@ def assignments(inputs: Inputs, alive: Rows) -> tuple[npt.NDArray[np.int32], npt
         distances.append(table["cluster_dist"].to_numpy())
         start += item.facts["block_rows"]
     at = np.searchsorted(np.concatenate(rows), alive)
-    return np.concatenate(clusters)[at], np.concatenate(distances)[at]  # type: ignore[return-value]
+    return np.concatenate(clusters)[at], np.concatenate(distances)[at]
 
 
 def gather(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001

@@ -25,6 +25,7 @@ from tamis.pipelines.state import (
     effect,
     generator,
     kept_before,
+    matrix_column,
     matrix_of,
     values,
     vectors,
@@ -124,15 +125,14 @@ def gather(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001
     """Gather the blocks' assignments of the rows that are still in, for all that follows to read from one file."""
     alive = alive_rows(inputs)
     near, distances = assignments(inputs, alive)
-    clusters = pa.FixedSizeListArray.from_arrays(pa.array(near.reshape(-1)), near.shape[1])
-    return Output(pa.table({"row": pa.array(alive), "clusters": clusters, "cluster_dist": pa.array(distances)}))
+    data = {"row": pa.array(alive), "clusters": matrix_column(near), "cluster_dist": pa.array(distances)}
+    return Output(pa.table(data))
 
 
 def _gathered(inputs: Inputs) -> tuple[Rows, npt.NDArray[np.int32], Float32]:
     """The rows that are in, the clusters nearest to each, and the distance to the nearest."""
     table = inputs.table("assigned")
-    near: npt.NDArray[np.int32] = matrix_of(table, "clusters")  # type: ignore[assignment]
-    return table["row"].to_numpy(), near, table["cluster_dist"].to_numpy()
+    return table["row"].to_numpy(), matrix_of(table, "clusters"), table["cluster_dist"].to_numpy()
 
 
 def pairs(params: Mapping[str, Any], inputs: Inputs) -> Output:

@@ -31,8 +31,8 @@ from tamis.pipelines.state import (
     QUARANTINED,
     alive_rows,
     effect,
+    matrix_column,
     matrix_of,
-    vector_column,
 )
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def fit(params: Mapping[str, Any], inputs: Inputs) -> Output:
         raise DataError("no row is left to fit the lsa encoder on")
     model = Lsa.fit(texts, params["dim"], params["max_features"])
     table = pa.table(
-        {"term": pa.array(model.terms), "idf": pa.array(model.idf), "vector": vector_column(model.components)}
+        {"term": pa.array(model.terms), "idf": pa.array(model.idf), "vector": matrix_column(model.components)}
     )
     return Output(table, {"dim": model.components.shape[1], "fitted_on": len(texts), "terms": len(model.terms)})
 
@@ -167,7 +167,7 @@ def fit_pixels(params: Mapping[str, Any], inputs: Inputs) -> Output:
     parts = [decode(part, params["image_size"], None) for part in _sampled(params, inputs, "image") if part]
     channels = max((part.shape[1] for part in parts), default=1)
     model = Pixels.fit((part.repeat(channels // part.shape[1], axis=1) for part in parts), params["dim"])
-    table = pa.table({"mean": pa.array(model.mean), "vector": vector_column(model.components)})
+    table = pa.table({"mean": pa.array(model.mean), "vector": matrix_column(model.components)})
     facts = {"dim": model.components.shape[1], "fitted_on": sum(map(len, parts)), "shape": list(model.shape)}
     return Output(table, facts)
 
@@ -237,7 +237,7 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
         "unknown": unknown,
         "bad": [[int(local[row]), reason] for row, reason in bad.items()],
     }
-    return Output(pa.table({"row": pa.array(local, pa.int32()), "vector": vector_column(unit)}), facts)
+    return Output(pa.table({"row": pa.array(local, pa.int32()), "vector": matrix_column(unit)}), facts)
 
 
 def check(params: Mapping[str, Any], inputs: Inputs) -> Output:

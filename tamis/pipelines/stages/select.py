@@ -31,6 +31,7 @@ from tamis.pipelines.state import (
     effect,
     generator,
     kept_before,
+    matrix_column,
     matrix_of,
     values,
     vectors,
@@ -210,8 +211,7 @@ def cells(params: Mapping[str, Any], inputs: Inputs) -> Output:
             centroids.append(fit_cells(sample, count))
             owners.append(np.full(len(centroids[-1]), group, np.int32))
     flat = np.concatenate(centroids) if centroids else np.empty((0, 1), np.int16)
-    vector = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1), pa.int16()), flat.shape[1])
-    table = pa.table({"group": pa.array(np.concatenate(owners), pa.int32()), "vector": vector})
+    table = pa.table({"group": pa.array(np.concatenate(owners), pa.int32()), "vector": matrix_column(flat)})
     return Output(table, {"cells": len(flat), "probes": probes})
 
 
@@ -223,7 +223,7 @@ def probe(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
     table, count = inputs.table("cells"), inputs.one("cells").facts["probes"]
     owner = table["group"].to_numpy()
-    centroids: npt.NDArray[np.int16] = matrix_of(table)  # type: ignore[assignment]
+    centroids = matrix_of(table)
     rows = alive_between(inputs, params["start"], params["stop"])
     groups = _groups(inputs, rows, params["per"])
     found = np.full((len(rows), count), -1, np.int32)
@@ -235,12 +235,7 @@ def probe(params: Mapping[str, Any], inputs: Inputs) -> Output:
             near = nearest_on_grid(grid, centroids[first:last], min(count, last - first))
             found[mine, : near.shape[1]] = first + near
     listed = found[:, :1].max(axis=1, initial=-1) >= 0
-    return Output(pa.table({"row": pa.array(rows[listed], pa.int64()), "probes": _lists(found[listed])}))
-
-
-def _lists(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:
-    """A matrix of numbers as a column of lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+    return Output(pa.table({"row": pa.array(rows[listed], pa.int64()), "probes": matrix_column(found[listed])}))
 
 
 def partition(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -291,7 +286,7 @@ def partition(params: Mapping[str, Any], inputs: Inputs) -> Output:
             "listed": pa.array(listed, pa.uint8()),
             "by_partition": pa.array(by_part),
             "sorted_partition": pa.array(parts[by_part]),
-            "probes": _lists(probes),
+            "probes": matrix_column(probes),
         }
     )
     sizes = np.bincount(parts) if n else np.zeros(1, np.int64)
@@ -394,7 +389,7 @@ def listing(params: Mapping[str, Any], inputs: Inputs) -> Output:
     near = [np.empty((0, width), np.uint16)]
     for group in np.unique(plan.groups[mine]).tolist():
         asking = mine[plan.groups[mine] == group]
-        probes = plan.probes_of(asking)
+        probes = plan.probes[asking]
         used = np.unique(probes[probes >= 0])
         places, start = plan.places_of(used)
         first = int(start[np.searchsorted(used, probes[0, 0])])
@@ -415,8 +410,8 @@ def listing(params: Mapping[str, Any], inputs: Inputs) -> Output:
     table = pa.table(
         {
             "place": pa.array(mine, pa.int64()),
-            "neighbours": _lists(np.concatenate(found)),
-            "similarity": _lists(np.concatenate(near)),
+            "neighbours": matrix_column(np.concatenate(found)),
+            "similarity": matrix_column(np.concatenate(near)),
         }
     )
     return Output(table, {"rows": len(mine)})
@@ -444,8 +439,7 @@ class _Plan:
             "row", "group", "within", "partition", "ranked", "listed", "by_partition", "sorted_partition",
         )  # fmt: skip
         row, group, within, part, ranked, listed, by_part, ordered = (table[name].to_numpy() for name in names)
-        probes: npt.NDArray[np.int32] = matrix_of(table, "probes")  # type: ignore[assignment]
-        cells = inputs.one("partitions").facts["cells"]
+        probes, cells = matrix_of(table, "probes"), inputs.one("partitions").facts["cells"]
         return _Plan(row, group, within, part, ranked, listed, by_part, ordered, probes, cells)
 
     def places_of(self, parts: npt.ArrayLike) -> tuple[Rows, Rows]:
@@ -468,10 +462,6 @@ class _Plan:
             return position
         before = self.sorted_parts[position - 1]
         return int(np.searchsorted(self.sorted_parts, before, side="right"))
-
-    def probes_of(self, places: Rows) -> npt.NDArray[np.int32]:
-        """The cells that some rows look into, int32[m, p], -1 for none."""
-        return self.probes[places]
 
     def size_of(self, group: int) -> int:
         """How many rows a group has."""
@@ -504,16 +494,22 @@ def _shares(params: Mapping[str, Any], groups: npt.NDArray[np.int32], before: np
     names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     there = np.bincount(group[before], minlength=len(names))
     budget = _budget(params, len(groups))
-    if there.sum() > budget:
-        raise RecipeError(
-            f"select.budget {params['budget']} is {budget} rows, fewer than the {there.sum()} that the manifest in "
-            f"continue_from keeps; give at least {there.sum()}"
-        )
+    left = _left_of(budget, int(there.sum()), params)
     shares = largest_remainder(sizes.astype(np.float64), budget, sizes.astype(np.int64))
     if there.any():
         lacking = np.maximum(shares - there, 0).astype(np.float64)
-        shares = largest_remainder(lacking, budget - int(there.sum()), (sizes - there).astype(np.int64))
+        shares = largest_remainder(lacking, left, (sizes - there).astype(np.int64))
     return dict(zip(names.tolist(), shares.tolist(), strict=True))
+
+
+def _left_of(budget: int, before: int, params: Mapping[str, Any]) -> int:
+    """What is left of the budget beside the rows that were kept before."""
+    if before > budget:
+        raise RecipeError(
+            f"select.budget {params['budget']} is {budget} rows, fewer than the {before} that the manifest in "
+            f"continue_from keeps; give at least {before}"
+        )
+    return budget - before
 
 
 def take(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -642,13 +638,9 @@ def _uniform(
 
     if params["method"] == "stratified" or params["per"]:
         return stratified(_groups(inputs, rows, params["per"] or "label"), budget=budget, rng=rng).indices
-    if len(first):
-        others = np.setdiff1d(np.arange(len(rows)), first)
-        if len(first) >= budget:
-            _shares(params, np.zeros(len(rows), np.int32), np.isin(np.arange(len(rows)), first))
-            return np.empty(0, np.int64)
-        return others[random(len(others), budget=budget - len(first), rng=rng).indices]
-    return random(len(rows), budget=budget, rng=rng).indices
+    left = _left_of(budget, len(first), params)
+    others = np.setdiff1d(np.arange(len(rows)), first)
+    return others[random(len(others), budget=left, rng=rng).indices] if left else first[:0]
 
 
 def _from_partitions(
@@ -768,7 +760,7 @@ def _represented(
 def _listed(inputs: Inputs) -> Iterator[Listed]:
     for item in inputs.all("lists"):
         table = inputs.open(item)
-        yield table["place"].to_numpy(), matrix_of(table, "neighbours"), matrix_of(table, "similarity")  # type: ignore[misc]
+        yield table["place"].to_numpy(), matrix_of(table, "neighbours"), matrix_of(table, "similarity")
 
 
 TASKS = {
