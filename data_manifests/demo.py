@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import tamis
-from tamis.cli import short_path, show_run
+from tamis.cli.common import short_path
+from tamis.cli.run import show_run
 from tamis.errors import TamisError
 from tamis.progress import Progress
 from tamis.reports.report import COMPARISON, write_report

@@ -1,0 +1,29 @@
+"""The command line. Results go to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+import click
+
+from tamis import __version__
+from tamis.cli.export import export
+from tamis.cli.look import report, why
+from tamis.cli.run import plan, run, status, validate
+from tamis.cli.start import recipes
+from tamis.cli.train import pack, train
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tamis")
+def main() -> None:
+    """Sift a training set down to the part worth training on.
+
+    \b
+    tamis run recipe.yaml --out runs/first    embed, deduplicate, score, select, commit a manifest
+    tamis why ID --run runs/first             why a row was kept or dropped
+    tamis export runs/first --to parquet --out subset.parquet
+    tamis train runs/first                    train on the subset
+    """  # noqa: D301
+
+
+for verb in (recipes, validate, plan, run, status, report, why, export, pack, train):
+    main.add_command(verb)

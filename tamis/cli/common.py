@@ -1,0 +1,63 @@
+"""What the verbs share: options, errors, and how facts are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from tamis.errors import StoppedError, TamisError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="STAGE.KEY=VALUE",
+    help="Override a key of a stage, of dataset, of train, or KEY=VALUE of the recipe; may be repeated.",
+)
+LIMIT = click.option("--limit", type=click.IntRange(1), help="Use only the first N rows.")
+WORKERS = click.option("--workers", type=click.IntRange(1), help="Worker processes; default: the usable cores.")
+WORK = click.option(
+    "--work",
+    help="Where tasks keep what they make: a folder, or a URL such as s3://bucket/prefix with the credentials in the "
+    "environment; default: OUT/work. Give it with every run into OUT: what is kept elsewhere is not looked for.",
+)
+FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+
+
+def errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Print a TamisError as one message and exit with its code."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except TamisError as error:
+            click.echo(f"tamis: {error}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("tamis: stopped; the same command goes on from there", err=True)
+            sys.exit(StoppedError.exit_code)
+
+    return wrapped
+
+
+def print_facts(facts: Mapping[str, Any], as_json: bool, show: Callable[[Any], str]) -> None:
+    """Print facts as one JSON object or as text."""
+    click.echo(json.dumps(facts, sort_keys=True) if as_json else show(facts))
+
+
+def short_path(path: Path) -> Path:
+    """A path as people read it: from the current folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
