@@ -9,7 +9,7 @@ import pytest
 
 from tamis.errors import OutputError
 from tamis.manifests import atomic
-from tamis.manifests.atomic import content_name, crash_point, hashed_name, sweep, write_atomic, write_once
+from tamis.manifests.atomic import content_name, crash_point, hashed_name, remove, sweep, write_atomic, write_once
 
 
 def test_writes_and_replaces(tmp_path):
@@ -121,6 +121,12 @@ def test_sweeping_removes_what_killed_processes_left_and_nothing_else(tmp_path):
     sweep(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert left == {"x", "x.tmp", ".x", "sub", "sub/.folder.tmp"}
+
+
+def test_what_cannot_be_removed_is_an_output_error(tmp_path):
+    remove(tmp_path / "missing")
+    with pytest.raises(OutputError, match=r"cannot remove .*; give a folder that can be written"):
+        remove(tmp_path)
 
 
 def test_hashed_names_are_made_of_a_sha256_only():

@@ -191,6 +191,7 @@ def test_a_second_version_leaves_the_first_readable(tmp_path):
     assert make(tmp_path, body=body) == tmp_path / "v000002.json"
     assert open_manifest(tmp_path).record["seed"] == 18
     assert open_manifest(tmp_path, version=1).record["seed"] == 17
+    assert open_manifest(tmp_path / "v000001.json").record["seed"] == 17
     assert make(tmp_path) == tmp_path / "v000003.json"
     with pytest.raises(DamagedManifestError, match=r"v000009\.json does not exist"):
         open_manifest(tmp_path, version=9)
