@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test lint format bench soak fuzz coverage clean
+.PHONY: env demo test lint format bench docs soak fuzz coverage clean
 
 env: $(STAMP)
 
@@ -35,6 +35,12 @@ bench: $(STAMP)
 	for question in facility_location_kernel facility_location_embeddings facility_location_sparse facility_location_scale ingenious_ranking objectives dbp_quotas certificate dynamic_plans dynamic_pruning semantic_dedup pipeline_scale vectors_scale estimates cluster_faiss embed_texts startup; do \
 	  $(BIN)/python benchmarks/$$question.py || exit 1; done
 	$(BIN)/python benchmarks/readme.py
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo build/docs/index.html
 
 coverage: $(STAMP)
 	$(BIN)/python -m coverage run -m pytest tests/unit/test_manifest_*.py tests/properties/test_canonical.py tests/faults/test_manifest_damage.py

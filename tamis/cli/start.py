@@ -9,7 +9,7 @@ from tamis.cli.common import errors
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--keys", is_flag=True, help="Explain every key that a recipe can have, with its default.")
+@click.option("--keys", is_flag=True, help="Print the reference recipe: every key with its default and what it means.")
 @errors
 def recipes(name: str | None, keys: bool) -> None:
     """List the shipped recipes, print the one called NAME, or explain all keys.
@@ -17,9 +17,9 @@ def recipes(name: str | None, keys: bool) -> None:
     Example: tamis recipes quickstart > recipe.yaml
     """
     if keys:
-        from tamis.pipelines.recipe import explain_keys
+        from tamis.pipelines.reference import reference_recipe
 
-        click.echo(explain_keys())
+        click.echo(reference_recipe())
         return
     from importlib.resources import files
 

@@ -569,22 +569,6 @@ def load_recipe(
         raise RecipeError(_explain(error, raw, origin, lines)) from error
 
 
-def explain_keys() -> str:
-    """Every key of a recipe, section by section, with its default and what it means."""
-    sections: dict[str, type[BaseModel]] = {"the recipe": Recipe, "dataset": DatasetConfig}
-    sections |= {f"stages: kind: {kind}": model for kind, model in _STAGE_MODELS.items()}
-    lines = []
-    sections["train"] = TrainSection
-    for title, model in sections.items():
-        lines.append(f"{title}: {(model.__doc__ or '').splitlines()[0]}")
-        for name, field in model.model_fields.items():
-            if field.description:
-                default = "required" if field.is_required() else f"default {field.default!r}"
-                lines.append(f"  {field.alias or name} ({default}): {field.description}")
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
 def _no_lines(_: Path_) -> int | None:
     """A recipe that is not a file has no lines."""
     return None

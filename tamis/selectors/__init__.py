@@ -46,6 +46,7 @@ REGISTRY: dict[str, Callable[..., Selection]] = {
     "stratified": stratified,
     "targeted": targeted,
 }
+"""Every selector by the name that recipes use."""
 
 __all__ = [
     "REGISTRY",

@@ -1,8 +1,8 @@
 """Disparity sum: rows that are far from each other on average.
 
 The objective is f(S) = sum over the pairs of S of 1 - cos(i, j) (max-sum dispersion). With cosines the gain of
-a row is |S| - <x, sum_S x>, so no kernel of all pairs is needed. (The rows that are far from the nearest of the
-others, max-min dispersion, are those of `k_center`.)
+a row beside k chosen ones is k - <x, sum_S x>, so no kernel of all pairs is needed. (The rows that are far from the
+nearest of the others, max-min dispersion, are those of `k_center`.)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def disparity_sum(X: npt.ArrayLike, *, budget: int | float) -> Selection:
 
         - `objective`: f(S).
         - `upper_bound`: what no set of this size can exceed: k^2 / 2, or where it is smaller
-          (k^2 + |y|^2) / 2 minus the k smallest <x, y> of all rows, with y = sum_S x (f is concave in y).
+          (k^2 + <y, y>) / 2 minus the k smallest <x, y> of all rows, with y = sum_S x (f is concave in y).
         - `ratio`: objective / upper_bound, only where the objective is above 0.
 
     Raises:

@@ -43,7 +43,7 @@ def log_det(X: npt.ArrayLike, *, budget: int | float, ridge: float = 1.0) -> Sel
 
         - `objective`: f(S).
         - `upper_bound`: what no set of this size can exceed: the least of f(S) plus the k largest of the
-          remaining gains, each less log ridge (f(S) - |S| log ridge is submodular and never decreases); of
+          remaining gains, each less log ridge (f(S) less k log ridge is submodular and never decreases); of
           k log(1 + ridge); and of k log ridge + d log(1 + k / (d ridge)), as the rank is at most d.
         - `ratio`: objective / upper_bound, of both less k log ridge; greedy reaches at least 1 - 1/e of the
           best value so measured.

@@ -1,0 +1,66 @@
+"""The reference recipe: a valid recipe with every key there is, each with its default and what it means."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tamis.pipelines.recipe import _STAGE_MODELS, DatasetConfig, Recipe, TrainSection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic import BaseModel
+
+_WIDTH = 100
+# What stands where a key has no default, or where the default alone is not valid.
+_EXAMPLES: dict[tuple[type[BaseModel], str], Any] = {
+    (Recipe, "name"): "example",
+    (DatasetConfig, "path"): "train.parquet",
+    (DatasetConfig, "text"): "text",
+    (DatasetConfig, "label"): "label",
+    (_STAGE_MODELS["score"], "method"): "proxy",
+    (_STAGE_MODELS["prune"], "method"): "density",
+    (_STAGE_MODELS["select"], "method"): "facility_location",
+    (_STAGE_MODELS["select"], "budget"): 0.25,
+}
+
+
+def reference_recipe() -> str:
+    """Every key of a recipe as YAML, each below a comment of what it means; a key that is required says so."""
+    lines = [*_comment(_first_line(Recipe), 0), *_keys(Recipe, 0)]
+    lines += ["", *_comment(_first_line(DatasetConfig), 0), "dataset:", *_keys(DatasetConfig, 2)]
+    lines += [
+        "",
+        "# The stages, in any order that their inputs allow; each may be left out, and may come again.",
+        "stages:",
+    ]
+    for kind, model in _STAGE_MODELS.items():
+        lines += ["", *_comment(_first_line(model), 2), f"  - kind: {kind}", *_keys(model, 4)]
+    lines += ["", *_comment(_first_line(TrainSection), 0), "train:", *_keys(TrainSection, 2)]
+    return "\n".join(lines)
+
+
+def _keys(model: type[BaseModel], indent: int) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if not field.description or name == "stages":
+            continue
+        required = field.is_required()
+        yield from _comment(field.description + (" Required." if required else ""), indent)
+        value = _EXAMPLES.get((model, name), None if required else field.default)
+        yield f"{' ' * indent}{field.alias or name}: {_yaml(value)}"
+
+
+def _comment(text: str, indent: int) -> list[str]:
+    before = " " * indent + "# "
+    return textwrap.wrap(text, _WIDTH, initial_indent=before, subsequent_indent=before, break_on_hyphens=False)
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
+def _first_line(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").splitlines()[0]
