@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,33 +15,47 @@ if TYPE_CHECKING:
 _LINE_SECONDS = 5.0
 
 
-class _Bar:
-    """One bar on a terminal, or a line every few seconds."""
+def _bars(unit: str) -> Any:
+    """Rich's bar: what is being worked on, how much is done, how fast, since when, how long still."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    def __init__(self) -> None:
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:,.1f} {unit}/s" if task.speed else f"{unit}")
+
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(None),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+class _Bar:
+    """One bar on a terminal, or a line every few seconds.
+
+    Args:
+        unit: What is counted.
+    """
+
+    def __init__(self, unit: str) -> None:
         self._last = 0.0
         self._shown = ""
-        self._rich: Any = None
         self._task: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as Bars
-
-            columns = (
-                TextColumn("{task.description:<14}"),
-                BarColumn(None),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self._rich = Bars(*columns, console=Console(stderr=True), transient=True)
+        self._rich: Any = _bars(unit) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Any:
         if self._rich:
@@ -64,12 +79,19 @@ class _Bar:
         self._last, self._shown = now, what
         print(line or f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self._rich:
+            self._rich.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
 
 class Progress(_Bar):
     """Follows the events of a run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("tasks")
         self._total = 0
 
     def on_event(self, event: Mapping[str, Any]) -> None:
@@ -86,12 +108,17 @@ class Progress(_Bar):
         elif event["event"] == "node":
             done = self._total - event["left"]
             self.show(event["stage"], done, self._total, f"{event['stage']}: task {done} of {self._total}")
+        elif event["event"] == "cluster" and find_spec("bokeh"):  # Dask's dashboard is drawn by it
+            self.say(f"dashboard of the workers: {event['dashboard']}")
         elif event["event"] == "repair":
-            print(f"repairing: {event['reason']}", file=sys.stderr, flush=True)
+            self.say(f"repairing: {event['reason']}")
 
 
 class TrainingProgress(_Bar):
     """Follows the steps of a training."""
+
+    def __init__(self) -> None:
+        super().__init__("samples")
 
     def on_step(self, step: Step) -> None:
         """Show where the training is."""

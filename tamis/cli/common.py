@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from functools import wraps
 from pathlib import Path
@@ -44,11 +45,13 @@ def errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except TamisError as error:
-            click.echo(f"tamis: {error}", err=True)
-            sys.exit(error.exit_code)
+            code, message = error.exit_code, str(error)
         except KeyboardInterrupt:
-            click.echo("tamis: stopped; the same command goes on from there", err=True)
-            sys.exit(StoppedError.exit_code)
+            code, message = StoppedError.exit_code, "stopped; the same command goes on from there"
+        click.echo(f"tamis: {message}", err=True)
+        if code == StoppedError.exit_code:
+            click.echo(f"to go on: {shlex.join(['tamis', *sys.argv[1:]])}", err=True)
+        sys.exit(code)
 
     return wrapped
 

@@ -50,6 +50,7 @@ def execute(
     workers: int,
     on_done: OnDone,
     check: Check,
+    on_cluster: Callable[[str], None],
     scheduler: str | None = None,
 ) -> None:
     """Run nodes, inputs first, and report each as it is done.
@@ -63,6 +64,7 @@ def execute(
         workers: Worker processes of `local`.
         on_done: Called in this process for each finished node.
         check: Called in this process often; what it raises ends the run.
+        on_cluster: Called once with the address of the cluster's dashboard, where there is a cluster.
         scheduler: Address of a scheduler to use instead of an executor; from `remote.check_address`.
 
     Raises:
@@ -85,6 +87,7 @@ def execute(
         from tamis.pipelines import remote
 
         with remote.connected(scheduler, store) as client:
+            on_cluster(client.dashboard_link)
             watch = remote.watch(client, scheduler, _STALL_SECONDS)
             _run_on(client, others, store, on_done, (check, watch), partial(remote.checked_run, remote.versions_here()))
     elif executor == "sync":
@@ -97,6 +100,7 @@ def execute(
             _cluster(home.path / "dask", workers) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
+            on_cluster(client.dashboard_link)
             _run_on(client, others, store, on_done, (check, Watchdog(cluster.scheduler, _STALL_SECONDS)))
     home.make(*sorted({node.task for node in own}))
     for node in own:

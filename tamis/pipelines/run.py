@@ -310,6 +310,7 @@ def _execute(
             workers=min(workers, len(todo)),
             on_done=on_done,
             check=check,
+            on_cluster=lambda dashboard: events("cluster", dashboard=dashboard),
             scheduler=scheduler,
         )
     except WorkerError as error:
