@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from tamis.training import Images, TrainConfig, fit
-from tamis.training.compare import half_interval
+from tamis.training.significance import half_interval
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data_manifests"))
 import fetch

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tamis.manifests.reader import Manifest, open_manifest
     from tamis.pipelines.recipe import Recipe, load_recipe
     from tamis.pipelines.run import Run, run
+    from tamis.training.compare import compare
     from tamis.training.data import WithIndex
     from tamis.training.samplers import InfoBatchSampler, IngeniousSampler, ManifestSampler, SeTaSampler
     from tamis.training.trainer import train
@@ -30,6 +31,7 @@ _HOMES = {
     "Run": "tamis.pipelines.run",
     "SeTaSampler": "tamis.training.samplers",
     "WithIndex": "tamis.training.data",
+    "compare": "tamis.training.compare",
     "load_recipe": "tamis.pipelines.recipe",
     "open_manifest": "tamis.manifests.reader",
     "run": "tamis.pipelines.run",
@@ -45,6 +47,7 @@ __all__ = [
     "Run",
     "SeTaSampler",
     "WithIndex",
+    "compare",
     "load_recipe",
     "open_manifest",
     "run",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tamis.training.arms import Step as Training
     from tamis.training.trainer import Progress as Step
 
 _LINE_SECONDS = 5.0
@@ -124,3 +125,16 @@ class TrainingProgress(_Bar):
         """Show where the training is."""
         line = f"epoch {step.epoch + 1}: {step.position:,} of {step.epoch_samples:,} samples, loss {step.loss:.4f}"
         self.show(f"epoch {step.epoch + 1}", step.position, step.epoch_samples, line)
+
+
+class ComparisonProgress(_Bar):
+    """Follows the trainings of a comparison."""
+
+    def on_step(self, step: Training) -> None:
+        """Show which training begins, or has ended."""
+        if step.trained is None and not self._rich:
+            return
+        training = f"{step.name}, seed {step.seed}"
+        how = "begins" if step.trained is None else f"{step.trained.value:.4f} in {step.trained.seconds:.1f} s"
+        line = f"training {step.done} of {step.total}: {training}: {'was there already' if step.kept else how}"
+        self.show("there already" if step.kept else training, step.done, step.total, line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from tamis import __version__
+from tamis.cli.compare import compare
 from tamis.cli.export import export
 from tamis.cli.look import report, why
 from tamis.cli.run import plan, run, status, validate
@@ -22,8 +23,9 @@ def main() -> None:
     tamis why ID --run runs/first             why a row was kept or dropped
     tamis export runs/first --to parquet --out subset.parquet
     tamis train runs/first                    train on the subset
+    tamis compare runs/first                  is it better than random rows?
     """  # noqa: D301
 
 
-for verb in (recipes, validate, plan, run, status, report, why, export, pack, train):
+for verb in (recipes, validate, plan, run, status, report, why, export, pack, train, compare):
     main.add_command(verb)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from tamis.errors import DatasetMismatchError, OutputError
 from tamis.manifests.fingerprint import dataset_fingerprint
-from tamis.pipelines.run import read_run
+from tamis.manifests.reader import locate as find_manifest
+from tamis.pipelines.run import COMMITTED, read_run
 from tamis.pipelines.sources import SourceFile, listing, resolve, scan
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ def locate(folder: Path, data: Path | None = None) -> str:
         except OutputError:
             continue
     raise DatasetMismatchError(f"{folder} does not say where its dataset lies; give it with --data")
+
+
+def home_of(path: str | Path) -> Path:
+    """The run folder of a manifest, however it is named, or the manifest's own folder where it lies in none."""
+    folder, _ = find_manifest(path)
+    return folder.parent if folder.name == "manifest" and (folder.parent / COMMITTED).is_file() else folder
 
 
 def open_dataset(manifest: Manifest, folder: Path, data: Path | None = None) -> tuple[SourceFile, ...]:

@@ -1,6 +1,7 @@
 """Training on a subset: samplers, weights by loss, the reference trainer, and the comparison of subsets.
 
-The names below load PyTorch only when they are first used. The comparison is in `tamis.training.compare`.
+The names below load PyTorch only when they are first used. The comparison is in `tamis.training.compare`, and begins
+with the trainings of `tamis.training.arms`.
 """
 
 from __future__ import annotations

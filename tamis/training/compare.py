@@ -1,181 +1,196 @@
-"""Which subset trains best, at equal budget, over seeds, with a verdict in words.
+"""Which subset trains best: full data, random rows and subsets of one dataset, trained alike, with a verdict in words.
 
-Equal budget means an equal number of samples seen: a quarter of the data is gone through four times as often.
+In `setting` it is said what there is to train on and to measure on, in `lineup` which trainings are compared, in `arms`
+how, and in `significance` what their differences mean.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+import json
+import os
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tamis.errors import DataError, RecipeError
-from tamis.training.trainer import TrainConfig, fit
+from tamis.errors import OutputError, RecipeError
+from tamis.manifests.atomic import write_atomic
+from tamis.manifests.reader import open_manifest
+from tamis.pipelines.dataset import home_of, locate
+from tamis.pipelines.resources import usable_cores
+from tamis.reports.report import COMPARISON
+from tamis.training.arms import train_arms
+from tamis.training.break_even import break_even, selection_seconds
+from tamis.training.lineup import FULL, RANDOM, STRATIFIED, line_up, plain
+from tamis.training.setting import names_of, read_setting
+from tamis.training.significance import FEWEST_SEEDS, differences, verdict
+from tamis.training.text import Texts
+from tamis.training.trainer import planned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+    from tamis.training.arms import Arm, OnStep, Result, Step
+    from tamis.training.significance import Difference
 
-    from tamis.training.learner import Samples
-
-LEVEL = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One subset's trainings.
-
-    Attributes:
-        name: The subset's name.
-        size: How many samples it has.
-        samples_seen: How many samples each training went through, counting repetitions.
-        mean: Mean test accuracy over the seeds.
-        ci95: Half the width of the mean's 95 % confidence interval (t-distribution); None for a single seed.
-        accuracies: Test accuracy of each seed, in the order of the seeds.
-        seconds: Mean time of the training steps.
-    """
-
-    name: str
-    size: int
-    samples_seen: int
-    mean: float
-    ci95: float | None
-    accuracies: tuple[float, ...]
-    seconds: float
+BUDGETS = ("seen", "epochs", "both")
 
 
 def compare(
-    subsets: Mapping[str, NDArray[np.int64] | Callable[[int], NDArray[np.int64]]],
-    samples: Samples,
-    sample_weights: Mapping[str, NDArray[np.float32]] | None,
-    test: Samples,
+    manifests: Sequence[str | Path],
     *,
-    total_samples: int,
-    seeds: Sequence[int],
-    configs: TrainConfig | Mapping[str, TrainConfig],
-    on_result: Callable[[str, int, float], None] | None = None,
-) -> list[Result]:
-    """Trains on each subset with each seed until `total_samples` samples are seen; measures test accuracy.
+    test: str | Path | None = None,
+    budget: str = "seen",
+    samples_seen: int | None = None,
+    epochs: int | None = None,
+    seeds: int = 5,
+    share: float = 0.2,
+    stratified: bool = True,
+    as_recipe: bool = False,
+    data: str | Path | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    note: str = "",
+    out: str | Path | None = None,
+    on_step: OnStep | None = None,
+) -> dict[str, Any]:
+    """Trains the bundled model on full data, on random rows and on subsets; says which subset is better than random.
+
+    Every training is plain: all rows of its own, weighted alike. Random rows are as many as the subset's, and drawn
+    anew for each seed. Finished trainings are kept in the first manifest's folder, so that the same call goes on after
+    a stop, and one with more seeds trains only these.
 
     Args:
-        subsets: Positions in `samples` by the subset's name, or a function from the seed to them (a subset that
-            is random should be drawn anew for each seed).
-        samples: All of them, such as `Texts` or `Images`.
-        sample_weights: float32 weights in the order of the subset's positions, by name; a subset without an
-            entry has weights 1.
-        test: Labelled samples to measure on.
-        total_samples: The budget, the same for every training.
-        seeds: The same for every subset, so that accuracies are paired.
-        configs: How to train: one for all, or one for each subset by name. Its seed, total_samples and epochs
-            are set here; epochs to how often the budget goes through the subset.
-        on_result: Called after each training with name, seed and accuracy.
+        manifests: Run folders, manifest folders or commit records, all of one dataset. The first one's recipe says
+            which model, and how many epochs in batches of how many.
+        test: Data with the same columns to measure on. Without it a part of the dataset is held out of every training.
+        budget: "seen": every training sees as many samples. "epochs": every training goes as often through its own
+            rows, of which the full data have more. "both".
+        samples_seen: How many, at equal samples seen; by default epochs times the largest subset.
+        epochs: By default the recipe's.
+        seeds: How many trainings of each, at least 2; fewer than 3 say nothing.
+        share: What is held out where there is no test, in (0, 1).
+        stratified: Whether random rows in the classes' proportions are trained on as well, where there are labels.
+        as_recipe: Whether each subset is also trained on as its recipe says, with sampler and loss weights, and once
+            more with the manifest's weights.
+        data: The dataset, if it lies elsewhere than at the run.
+        device: As for `tamis.train`.
+        threads: CPU threads of a training; by default 1 for texts and all usable cores otherwise.
+        note: A sentence to add to the note of the result.
+        out: Where the result is written; by default `compare.json` in the first manifest's folder.
+        on_step: Called before each training that is not there yet, and after each.
 
     Returns:
-        One result a subset, in the order given.
+        `note`; `measure` ("accuracy", or "loss" where samples have no labels); `budget`, `epochs` and `seeds`;
+        `results`, one a row of the table; `tests`, their differences from random rows; `verdict`, lines; `break_even`,
+        one a subset.
 
     Raises:
-        RecipeError: There is no seed or no subset, a seed is there twice, or a subset has no config.
-        DataError: As `fit`, or the samples have no labels.
+        DatasetMismatchError: The manifests are of different datasets, or the dataset is another one.
+        RecipeError: An option is out of its range, or the manifests want different models.
+        DataError: A column is missing, or a subset has no rows left.
+        OutputError: The result cannot be written.
+        TamisError: As `tamis.train`.
     """
-    if test.labels is None:
-        raise DataError("accuracies are compared, and these samples have no labels")
-    if not subsets or not seeds or len(set(seeds)) < len(seeds):
-        raise RecipeError(
-            f"{len(subsets)} subsets and seeds {list(seeds)} were given; at least one of each, no seed twice"
-        )
-    if not isinstance(configs, TrainConfig) and set(subsets) - set(configs):
-        raise RecipeError(f"no config for the subsets {sorted(set(subsets) - set(configs))}")
-    results = []
-    for name, subset in subsets.items():
-        base = configs if isinstance(configs, TrainConfig) else configs[name]
-        runs = []
-        for seed in seeds:
-            rows = subset(seed) if callable(subset) else subset
-            weights = (sample_weights or {}).get(name, np.ones(len(rows), dtype=np.float32))
-            config = replace(base, total_samples=total_samples, epochs=-(-total_samples // max(len(rows), 1)))
-            run = fit(samples.take(rows), weights, test, replace(config, seed=seed))
-            assert run.accuracy is not None
-            runs.append((run.accuracy, run.samples_seen, run.seconds))
-            if on_result is not None:
-                on_result(name, seed, run.accuracy)
-        accuracies = tuple(accuracy for accuracy, _, _ in runs)
-        results.append(
-            Result(
-                name=name,
-                size=len(rows),
-                samples_seen=runs[0][1],
-                mean=float(np.mean(accuracies)),
-                ci95=half_interval(accuracies),
-                accuracies=accuracies,
-                seconds=float(np.mean([seconds for _, _, seconds in runs])),
-            )
-        )
-    return results
-
-
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half the width of a mean's 95 % confidence interval, by the t-distribution; None for a single value."""
-    from scipy import stats
-
-    if len(values) < 2:
-        return None
-    return float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
-def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Two-sided p-value of the paired t-test that two lists of accuracies, seed by seed, have the same mean.
-
-    Equal differences for every seed give 0 (or 1, if they are all zero).
-    """
-    from scipy import stats
-
-    differences = np.subtract(ours, theirs)
-    spread = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
-    mean = float(np.mean(differences))
-    if spread <= 1e-12 * abs(mean):
-        return 0.0 if mean else 1.0
-    return float(2 * stats.t.sf(abs(mean) / spread, len(differences) - 1))
-
-
-def verdict(results: Sequence[Result], baseline: str = "random") -> str:
-    """Says of each subset whether it is better than the baseline, worse, or not distinguishable from it.
-
-    By a paired t-test over the seeds at the level of 5 %, each subset on its own (not corrected for several
-    subsets).
-
-    Args:
-        results: As from `compare`, with the same seeds for all.
-        baseline: The name of the subset to compare with.
-
-    Returns:
-        One line a subset, the baseline left out.
-
-    Raises:
-        RecipeError: There is no such baseline, or the numbers of seeds differ.
-    """
-    base = next((result for result in results if result.name == baseline), None)
-    if base is None:
-        raise RecipeError(f"no baseline {baseline!r} among {', '.join(result.name for result in results)}")
-    return "\n".join(_sentence(result, base) for result in results if result is not base)
-
-
-def _sentence(result: Result, base: Result) -> str:
-    seeds = len(base.accuracies)
-    if len(result.accuracies) != seeds:
-        raise RecipeError(
-            f"{result.name} has {len(result.accuracies)} seeds, {base.name} has {seeds}; they must be the same"
-        )
-    points = 100 * (result.mean - base.mean)
+    if budget not in BUDGETS:
+        raise RecipeError(f"budget is {budget!r}; it must be one of {', '.join(BUDGETS)}")
     if seeds < 2:
-        return (
-            f"{result.name}: {points:+.2f} points against {base.name} with a single seed, "
-            "which says nothing; use at least 3"
+        raise RecipeError(f"seeds is {seeds}; at least 2 are needed, and {FEWEST_SEEDS} for a verdict")
+    if not manifests:
+        raise RecipeError("no manifest was given; at least one is needed")
+    home = home_of(manifests[0])
+    opened = [open_manifest(path) for path in manifests]
+    target = home / COMPARISON if out is None else Path(out)
+    check_target(target)
+    dataset = locate(home, None if data is None else Path(data))
+    setting = read_setting(opened, names_of(manifests, (FULL, RANDOM, STRATIFIED)), dataset, test, share)
+    config = plain(planned(opened[0]), epochs)
+    arms = line_up(setting, config, stratified=stratified, as_recipe=as_recipe)
+    largest = max(len(subset.rows) for subset in setting.subsets)
+    total = config.epochs * largest if samples_seen is None else samples_seen
+    rounds = {each: budgeted for each, budgeted in (("seen", total), ("epochs", None)) if budget in (each, "both")}
+    facts: dict[str, Any] = {"results": [], "tests": [], "verdict": []}
+    by_arm: dict[str, Result] = {}
+    for number, (each, budgeted) in enumerate(rounds.items()):
+        mark = f", {config.epochs} epochs" if budget == "both" and each == "epochs" else ""
+        named = [_marked(arm, mark) for arm in arms]
+        results = train_arms(
+            named,
+            setting.samples,
+            setting.test,
+            seeds=range(1, seeds + 1),
+            total_samples=budgeted,
+            device=device,
+            threads=threads or (1 if isinstance(setting.samples, Texts) else usable_cores()),
+            keep=home / "training" / "compare",
+            on_step=None if on_step is None else partial(_pass_on, on_step, number, len(rounds)),
         )
-    p = paired_p(result.accuracies, base.accuracies)
-    facts = f"{points:+.2f} points, p = {p:.2g}, {seeds} seeds"
-    if p >= LEVEL:
-        return f"{result.name}: not distinguishable from {base.name} ({facts})"
-    return f"{result.name}: {'better' if points > 0 else 'worse'} than {base.name} ({facts})"
+        by_arm = dict(zip((arm.name for arm in arms), results, strict=True))
+        for arm, result in zip(named, results, strict=True):
+            facts["results"].append(_row(arm, result, each, setting.measure))
+        for difference in _tested(named, results):
+            facts["tests"].append({**asdict(difference), "budget": each})
+            facts["verdict"].append(verdict(difference, setting.measure))
+    costs = [
+        selection_seconds(home_of(path), subset.manifest)
+        for path, subset in zip(manifests, setting.subsets, strict=True)
+    ]
+    facts["break_even"] = [
+        break_even(subset.name, cost, by_arm[FULL], by_arm[subset.name], config.epochs)
+        for cost, subset in zip(costs, setting.subsets, strict=True)
+    ]
+    facts["note"] = f"{_budgets(budget, total, config.epochs)}; {seeds} seeds, {setting.describe()}. {note}".strip()
+    facts |= {"measure": setting.measure, "budget": budget, "epochs": config.epochs, "seeds": seeds}
+    write_atomic(target, json.dumps(facts, indent=1).encode())
+    return facts
+
+
+def check_target(path: Path) -> None:
+    """Refuses, before anything is trained, a file that cannot be written.
+
+    Raises:
+        OutputError: Its folder is not there or cannot be written.
+    """
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
+        raise OutputError(f"cannot write {path}: give a file in a folder that is there and can be written")
+
+
+def _marked(arm: Arm, mark: str) -> Arm:
+    return replace(arm, name=arm.name + mark, against=tuple(name + mark for name in arm.against))
+
+
+def _pass_on(on_step: OnStep, number: int, rounds: int, step: Step) -> None:
+    """A step of one round, counted over all of them."""
+    on_step(replace(step, done=number * step.total + step.done, total=rounds * step.total))
+
+
+def _tested(arms: Sequence[Arm], results: Sequence[Result]) -> list[Difference]:
+    """Full data and the subsets against random rows; the subsets against one kind of these are tested together."""
+    values = {result.name: result.values for result in results}
+    whole, subsets = ([arm for arm in arms if (arm.subset is None) == flag and arm.against] for flag in (True, False))
+    families = [[(arm.name, baseline)] for arm in whole for baseline in arm.against]
+    families += [
+        [(arm.name, baseline) for arm, baseline in zip(subsets, own, strict=True)]
+        for own in zip(*(arm.against for arm in subsets), strict=True)
+    ]
+    return [difference for pairs in families for difference in differences(values, pairs)]
+
+
+def _row(arm: Arm, result: Result, budget: str, measure: str) -> dict[str, Any]:
+    """A result as it is written."""
+    row = {name: value for name, value in asdict(result).items() if name != "values"}
+    kind = {"accuracy": "accuracies", "loss": "losses"}[measure]
+    return {**row, kind: list(result.values), "budget": budget, "subset_id": arm.subset}
+
+
+def _budgets(budget: str, total: int, epochs: int) -> str:
+    """What every training goes through, in words."""
+    seen = f"Every training sees {total:,} samples"
+    often = "once" if epochs == 1 else f"{epochs} times"
+    own = f"{often} through {{}} own rows, and so full sees the most"
+    return {
+        "seen": seen,
+        "epochs": f"Every training goes {own.format('its')}",
+        "both": f"{seen}; those marked with epochs go {own.format('their')}",
+    }[budget]

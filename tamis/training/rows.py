@@ -67,19 +67,11 @@ def read_training(
         DataError: A file or column cannot be read.
         RecipeError: There is no such model, or the manifest lacks a column that it needs.
     """
-    from tamis.pipelines.dataset import fingerprint_of, scan_all
-    from tamis.pipelines.sources import take_rows
-
     fields = _fields(manifest, model)
-    sources = scan_all(str(dataset))
     if not trust_rows:
-        manifest.verify_dataset(fingerprint_of(sources, manifest))
         fields = _own(fields, model)
     rows = manifest.select["row"].to_numpy()
-    have = sum(source.rows for source in sources)
-    if rows.max(initial=-1) >= have:
-        raise DatasetMismatchError(f"the manifest selects row {rows.max()}; {dataset} has {have} rows")
-    table = _by_role(take_rows(sources, rows, list(dict.fromkeys(fields.values()))), fields, model)
+    table = _read(manifest, dataset, rows, fields, model, verify=not trust_rows)
     if trust_rows:
         _check_rows(manifest.select, table, fields)
     return TrainingRows(
@@ -88,6 +80,32 @@ def read_training(
         rows,
         manifest.select["weight"].to_numpy().astype(np.float32),
     )
+
+
+def read_any(
+    manifest: Manifest, dataset: str | Path, rows: NDArray[np.int64], model: str, image_size: int | None = None
+) -> tuple[Samples, pa.Array]:
+    """Reads any rows of a manifest's dataset, selected or not, after making sure that it is that dataset.
+
+    Args:
+        manifest: As from `open_manifest`.
+        dataset: A file, glob or folder.
+        rows: int64 [k], the rows in the dataset.
+        model: One of `MODELS`.
+        image_size: As for `read_training`.
+
+    Returns:
+        (The k samples, fixed_size_binary(16) [k], a hash of what the model reads of each but its label).
+
+    Raises:
+        TamisError: As `read_training`.
+    """
+    from tamis.pipelines.stages.ingest import CONTENT_ROLES, content_hashes
+
+    fields = _own(_fields(manifest, model), model)
+    table = _read(manifest, dataset, rows, fields, model)
+    roles = tuple(role for role in CONTENT_ROLES if role in fields and role != "label")
+    return _samples(table, model, (), image_size), content_hashes(table, roles)
 
 
 def read_test(
@@ -110,6 +128,27 @@ def read_test(
     table = _by_role(take_rows(sources, everything, list(dict.fromkeys(fields.values()))), fields, model)
     channels = training.pixels.shape[1] if isinstance(training, Images) else None
     return _samples(table, model, training.classes, image_size, channels)
+
+
+def _read(
+    manifest: Manifest,
+    dataset: str | Path,
+    rows: NDArray[np.int64],
+    fields: dict[str, str],
+    model: str,
+    verify: bool = True,
+) -> pa.Table:
+    """Rows of a manifest's dataset with their columns named by role."""
+    from tamis.pipelines.dataset import fingerprint_of, scan_all
+    from tamis.pipelines.sources import take_rows
+
+    sources = scan_all(str(dataset))
+    if verify:
+        manifest.verify_dataset(fingerprint_of(sources, manifest))
+    have = sum(source.rows for source in sources)
+    if rows.max(initial=-1) >= have:
+        raise DatasetMismatchError(f"the manifest selects row {rows.max()}; {dataset} has {have} rows")
+    return _by_role(take_rows(sources, rows, list(dict.fromkeys(fields.values()))), fields, model)
 
 
 def _samples(

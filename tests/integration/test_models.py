@@ -22,7 +22,6 @@ from tamis.errors import DamagedManifestError, DataError, NonFiniteLossError, Ou
 from tamis.manifests.canonical import canonical_json, digest
 from tamis.manifests.ledger import find_ledger
 from tamis.training import Blocks, Images, Texts, TrainConfig, fit, planned
-from tamis.training.compare import compare
 from tamis.training.image import SmallCNN
 from tamis.training.learner import Ragged
 from tamis.training.lm import Gpt
@@ -388,8 +387,6 @@ def test_fit_refuses_samples_that_do_not_fit_together():
     other = Images(np.zeros((2, 1, 9, 9), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(DataError, match="image_size"):
         fit(images, WEIGHTS, other, config_of("image"))
-    with pytest.raises(DataError, match="no labels"):
-        compare({"a": np.arange(3)}, blocks, None, blocks, total_samples=3, seeds=[1], configs=config_of("lm"))
     with pytest.raises(NonFiniteLossError, match="at step"):
         fit(images, WEIGHTS, None, config_of("image", lr=1e30))
 

@@ -1,5 +1,4 @@
 import os
-import pickle
 import random as python_random
 import signal
 import subprocess
@@ -29,8 +28,6 @@ from tamis.manifests.reader import open_manifest
 from tamis.manifests.schema import AUDIT, BODY_KEYS, Decision, select_schema
 from tamis.pipelines.sources import resolve, scan
 from tamis.pipelines.stages.ingest import content_hashes
-from tamis.training import compare as compare_module
-from tamis.training.compare import Result, compare, half_interval, paired_p, verdict
 from tamis.training.rows import read_training
 from tamis.training.text import BUCKETS, TextClassifier, Texts, featurise
 from tamis.training.trainer import Progress, TrainConfig, fit, planned, train
@@ -575,99 +572,3 @@ def test_train_needs_to_know_the_dataset(run_folder, tmp_path):
     with pytest.raises(DatasetMismatchError, match="where its dataset lies"):
         train(alone, out=tmp_path / "out", config=TrainConfig(epochs=1))
     assert train(alone, out=tmp_path / "out", dataset=dataset, config=TrainConfig(epochs=1)).samples_seen == 9
-
-
-# --- compare ---
-
-
-def test_compare_gives_every_subset_the_same_budget():
-    texts, labels = make_texts(600, 3)
-    rng = np.random.default_rng(0)
-    subsets = {
-        "random": rng.permutation(600)[:150],
-        "full": np.arange(600),
-        "one-class": np.flatnonzero(labels == 0),
-    }
-    calls = []
-    results = compare(
-        subsets,
-        Texts.of(texts, labels),
-        {"full": np.ones(600, np.float32)},
-        Texts.of(*make_texts(300, 4)),
-        total_samples=1500,
-        seeds=[1, 2, 3],
-        configs=TrainConfig(epochs=1, batch_size=32),
-        on_result=lambda *call: calls.append(call),
-    )
-    assert [result.name for result in results] == list(subsets)
-    assert {result.samples_seen for result in results} == {1500}
-    assert [result.size for result in results] == [150, 600, len(subsets["one-class"])]
-    assert [call[:2] for call in calls] == [(name, seed) for name in subsets for seed in (1, 2, 3)]
-    for result in results:
-        assert result.mean == pytest.approx(np.mean(result.accuracies))
-        assert len(result.accuracies) == 3
-    assert results[1].mean > results[2].mean + 0.2
-    lines = verdict(results).splitlines()
-    assert len(lines) == 2
-    assert lines[1].startswith("one-class: worse than random")
-    # One run by hand.
-    rows = subsets["random"]
-    config = TrainConfig(epochs=10, batch_size=32, seed=2, total_samples=1500)
-    test = Texts.of(*make_texts(300, 4))
-    alone = fit(Texts.of(texts, labels).take(rows), np.ones(150, np.float32), test, config)
-    assert results[0].accuracies[1] == alone.accuracy
-
-
-def test_compare_refuses():
-    options = {"total_samples": 10, "configs": TrainConfig(epochs=1)}
-    some = np.arange(5)
-    for subsets, seeds, configs in (
-        ({}, [1], options["configs"]),
-        ({"a": some}, [], options["configs"]),
-        ({"a": some}, [1, 1], options["configs"]),
-        ({"a": some}, [1], {"b": options["configs"]}),
-    ):
-        with pytest.raises(RecipeError):
-            compare(subsets, SAMPLES, None, SAMPLES, total_samples=10, seeds=seeds, configs=configs)
-
-
-def result_of(name, accuracies):
-    return Result(name, 10, 100, float(np.mean(accuracies)), half_interval(accuracies), tuple(accuracies), 1.0)
-
-
-def test_interval_and_p_value_are_scipys():
-    from scipy import stats
-
-    rng = np.random.default_rng(0)
-    for seeds in (2, 5, 10):
-        ours, theirs = rng.normal(0.8, 0.01, seeds), rng.normal(0.79, 0.01, seeds)
-        low, high = stats.t.interval(0.95, seeds - 1, loc=ours.mean(), scale=stats.sem(ours))
-        assert half_interval(ours) == pytest.approx((high - low) / 2)
-        assert paired_p(ours, theirs) == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
-    assert half_interval([0.5]) is None
-    assert paired_p([0.5, 0.6], [0.5, 0.6]) == 1
-    assert paired_p([0.6, 0.7], [0.5, 0.6]) == 0
-
-
-def test_verdict_in_words():
-    random = result_of("random", [0.70, 0.71, 0.72, 0.71])
-    better = result_of("better", [0.74, 0.76, 0.76, 0.75])
-    worse = result_of("worse", [0.60, 0.62, 0.61, 0.62])
-    same = result_of("same", [0.71, 0.70, 0.73, 0.70])
-    lines = verdict([better, random, worse, same]).splitlines()
-    assert lines[0].startswith("better: better than random (+4.25 points, p = ")
-    assert lines[0].endswith("4 seeds)")
-    assert lines[1].startswith("worse: worse than random (-9.75 points")
-    assert lines[2].startswith("same: not distinguishable from random (+0.00 points")
-    single = [result_of("a", [0.9]), result_of("random", [0.1])]
-    assert "says nothing" in verdict(single)
-    with pytest.raises(RecipeError, match="no baseline"):
-        verdict([better])
-    with pytest.raises(RecipeError, match="seeds"):
-        verdict([random, result_of("a", [0.9])])
-
-
-def test_results_can_be_pickled():
-    result = result_of("a", [0.1, 0.2])
-    assert pickle.loads(pickle.dumps(result)) == result
-    assert compare_module.LEVEL == 0.05
