@@ -33,6 +33,7 @@ NOT_UTF8 = 1
 LONE_SURROGATE = 2
 
 WINDOW = 65_536  # rows read at a time where the format has no natural block
+_STREAMED = 1024  # rows in memory at a time where rows are streamed, however large the row groups are
 _STRIDE = 1_024  # rows between two entries of a text file's index
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -97,6 +98,28 @@ def blocks(kind: str, location: str, rows: int) -> np.ndarray:
     if kind == "images":
         return np.arange(rows + 1)
     return np.append(np.arange(0, rows, WINDOW), rows)
+
+
+def stream(kind: str, location: str, sha256: str, columns: list[str], rows: np.ndarray) -> Iterator[pa.Table]:
+    """Chosen rows (int64, ascending, each once) in pieces, never more than some thousand rows in memory.
+
+    Raises:
+        DataError: A value cannot be read, or rows are missing.
+    """
+    with _explained(kind, location):
+        if kind == "parquet":
+            yield from _stream_parquet(location, columns, rows)
+            return
+    # Opening a mapped file takes longer than looking at many rows of it.
+    window = {"images": 1, "arrow": WINDOW, "hf": WINDOW}.get(kind, _STREAMED)
+    done = 0
+    while done < len(rows):
+        start = int(rows[done])
+        end = int(np.searchsorted(rows, start + window))
+        table, _ = read(kind, location, sha256, columns, start, int(rows[end - 1]) + 1)
+        for first in range(done, end, _STREAMED):
+            yield table.take(pa.array(rows[first : min(end, first + _STREAMED)] - start))
+        done = end
 
 
 @contextmanager
@@ -190,6 +213,26 @@ def _row_groups(location: str, sha256: str, groups: tuple[int, ...], columns: tu
     """Decode row groups; the last ones are kept, since a group often holds many blocks."""
     with pq.ParquetFile(location, page_checksum_verification=True) as file:
         return file.read_row_groups(list(groups), columns=list(columns), use_threads=False).select(list(columns))
+
+
+def _stream_parquet(location: str, columns: list[str], rows: np.ndarray) -> Iterator[pa.Table]:
+    with pq.ParquetFile(location, page_checksum_verification=True) as file:
+        before = 0
+        for group in range(file.num_row_groups):
+            after = before + file.metadata.row_group(group).num_rows
+            first, end = np.searchsorted(rows, (before, after))
+            if first < end:
+                options = {"columns": columns, "use_threads": False}
+                for batch in file.iter_batches(_STREAMED, row_groups=[group], **options):
+                    last = first + int(np.searchsorted(rows[first:end], before + batch.num_rows))
+                    if first < last:
+                        table = pa.Table.from_batches([batch]).select(columns)
+                        table, _ = _checked(table, location, before)
+                        yield table.take(pa.array(rows[first:last] - before))
+                    before, first = before + batch.num_rows, last
+                    if first == end:
+                        break
+            before = after
 
 
 def _read_arrow(location: str, _sha256: str, columns: list[str], start: int, stop: int) -> tuple[pa.Table, np.ndarray]:

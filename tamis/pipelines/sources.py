@@ -21,7 +21,7 @@ from tamis.manifests.canonical import sha256_file
 from tamis.pipelines import formats, image_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 FORMATS = {
     ".parquet": "parquet",
@@ -277,9 +277,14 @@ def read_rows(source: SourceFile, columns: Sequence[str], start: int, stop: int)
     try:
         return formats.read(source.format, source.location, source.sha256, list(columns), start, stop)
     except DataError as error:
-        if not _is_unchanged(source):
-            raise DatasetMismatchError(f"{source.location} has changed since it was scanned") from error
+        _refuse_changed(source, error)
         raise
+
+
+def _refuse_changed(source: SourceFile, error: DataError) -> None:
+    """Where a read failed: the file may be another one by now."""
+    if not _is_unchanged(source):
+        raise DatasetMismatchError(f"{source.location} has changed since it was scanned") from error
 
 
 def take_rows(sources: Sequence[SourceFile], rows: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
@@ -312,7 +317,35 @@ def take_rows(sources: Sequence[SourceFile], rows: np.ndarray, columns: Sequence
         local = wanted[owner == index] - (ends[index] - source.rows)
         present = names if columns is not None else [name for name in names if name in source.columns]
         tables += _pieces(source, present, local)
-    return _take(_stacked(tables, names), back)
+    return _take(stacked(tables, names), back)
+
+
+def stream_rows(sources: Sequence[SourceFile], rows: np.ndarray) -> Iterator[pa.Table]:
+    """Read chosen rows of a dataset in its order, in pieces that fit into memory whatever the files are.
+
+    Args:
+        sources: The dataset's files in order.
+        rows: int64[k], row numbers counted over all files in order, ascending, each once.
+
+    Yields:
+        An empty table for each file, which has its columns and types, and then the rows; `stacked` makes one table of
+        some. Text that cannot be decoded is null.
+
+    Raises:
+        DataError: As `read_rows`.
+        DatasetMismatchError: A file is not the one that was scanned.
+    """
+    for source in sources:
+        yield read_rows(source, source.columns, 0, 0)[0]
+    ends = np.cumsum([source.rows for source in sources], dtype=np.int64)
+    bounds = np.searchsorted(rows, np.append(0, ends))
+    for source, end, (low, high) in zip(sources, ends, itertools.pairwise(bounds), strict=True):
+        local = rows[low:high] - (end - source.rows)
+        try:
+            yield from formats.stream(source.format, source.location, source.sha256, list(source.columns), local)
+        except DataError as error:
+            _refuse_changed(source, error)
+            raise
 
 
 def _pieces(source: SourceFile, columns: list[str], local: np.ndarray) -> list[pa.Table]:
@@ -328,26 +361,44 @@ def _pieces(source: SourceFile, columns: list[str], local: np.ndarray) -> list[p
     return pieces
 
 
-def _stacked(tables: list[pa.Table], names: list[str]) -> pa.Table:
-    """All tables below each other, with one type a column and null where a table has no such column."""
-    schema = pa.schema([_common_field(tables, name) for name in names])
-    cast = []
-    for table in tables:
-        columns = []
-        for field in schema:
-            if field.name not in table.column_names:
-                columns.append(pa.nulls(table.num_rows, field.type))
-                continue
-            try:
-                columns.append(table[field.name].cast(field.type))
-            except pa.ArrowException as error:
-                raise DataError(f"column {field.name!r} has types without a common one: {error}") from error
-        cast.append(pa.table(columns, schema=schema))
-    return pa.concat_tables(cast) if cast else schema.empty_table()
+def stacked(tables: Sequence[pa.Table], names: Sequence[str] | None = None) -> pa.Table:
+    """All tables below each other, with one type a column and null where a table has no such column.
+
+    Raises:
+        DataError: A column's types have no common one that all values fit.
+    """
+    schema = common_schema([table.schema for table in tables], names)
+    return pa.concat_tables([conformed(table, schema) for table in tables]) if tables else schema.empty_table()
 
 
-def _common_field(tables: list[pa.Table], name: str) -> pa.Field:
-    having = [pa.schema([table.schema.field(name)]) for table in tables if name in table.column_names]
+def common_schema(schemas: Sequence[pa.Schema], names: Sequence[str] | None = None) -> pa.Schema:
+    """The columns of all schemas (or those named), each with a type that all can be cast to: text if there is none."""
+    if names is None:
+        names = list(dict.fromkeys(name for schema in schemas for name in schema.names))
+    different = list(dict.fromkeys(schemas))
+    return pa.schema([_common_field(different, name) for name in names])
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns and types of a schema, null where it has no such column.
+
+    Raises:
+        DataError: A value does not fit its column's type.
+    """
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+            continue
+        try:
+            columns.append(table[field.name].cast(field.type))
+        except pa.ArrowException as error:
+            raise DataError(f"column {field.name!r} has types without a common one: {error}") from error
+    return pa.table(columns, schema=schema)
+
+
+def _common_field(schemas: Sequence[pa.Schema], name: str) -> pa.Field:
+    having = [pa.schema([schema.field(name)]) for schema in schemas if name in schema.names]
     try:
         return pa.unify_schemas(having, promote_options="permissive").field(0).with_nullable(True)
     except pa.ArrowException:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import tamis
+from tamis.exports import FORMATS
 from tamis.manifests.schema import DECISIONS
 from tamis.pipelines.dataset import scan_all
 from tamis.pipelines.sources import take_rows
@@ -132,7 +133,7 @@ def check_outputs(tmp_path, cli, data, fields):
     page = (out / "report.html").read_text()
     assert "facility_location" in page
     assert len(page) < 50_000
-    for to in ("parquet", "jsonl", "hf", "ids"):
+    for to in FORMATS:
         result = cli("export", out, "--to", to, "--out", tmp_path / f"subset.{to}")
         assert result.exit_code == 0, result.stderr
     rows = manifest.select["row"].to_numpy()

@@ -22,6 +22,8 @@ from tamis.pipelines.sources import (
     require_columns,
     resolve,
     scan,
+    stacked,
+    stream_rows,
     take_rows,
 )
 
@@ -117,6 +119,32 @@ def test_take_rows(tmp_path, name):
         take_rows([source], np.array([10]))
     with pytest.raises(DataError, match="rows 0 to 9"):
         take_rows([source], np.array([-1]))
+
+
+@pytest.mark.parametrize("window", [2, 5, 100])
+@pytest.mark.parametrize("name", WRITERS)
+def test_stream_rows(tmp_path, monkeypatch, name, window):
+    monkeypatch.setattr(formats, "_STREAMED", window)
+    monkeypatch.setattr(formats, "WINDOW", 2 * window)
+    WRITERS[name](tmp_path / name)
+    source = one(tmp_path / name)
+    for rows in ([], [0], [9], [1, 2, 4, 8], range(10)):
+        rows = np.array(rows, np.int64)
+        pieces = list(stream_rows([source], rows))
+        assert pieces[0].num_rows == 0
+        assert max(len(piece) for piece in pieces) <= window
+        assert stacked(pieces).equals(take_rows([source], rows))
+
+
+def test_stream_rows_of_several_files_and_of_a_changed_one(tmp_path):
+    for name in ("x.parquet", "y.arrow", "x.csv", "x.jsonl"):
+        WRITERS[name](tmp_path / name)
+    found = [scan(file) for file in resolve(tmp_path)]
+    rows = np.array([0, 3, 14, 35, 39])  # none of the Parquet file
+    assert stacked(list(stream_rows(found, rows))).equals(take_rows(found, rows))
+    write_jsonl(tmp_path / "x.jsonl", ROWS[:3])
+    with pytest.raises(DatasetMismatchError, match=r"x\.jsonl has changed"):
+        list(stream_rows(found, rows))
 
 
 def test_take_rows_over_mixed_formats(tmp_path):

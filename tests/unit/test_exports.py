@@ -2,13 +2,12 @@ import datetime
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tamis.errors import DataError, OutputError, RecipeError
-from tamis.manifests.export import export
+from tamis.exports.export import export
 
 SOURCE = pa.table(
     {
@@ -31,17 +30,23 @@ def manifest(ids=("c", "b"), rows=(2, 1)):
             "weight": pa.array([1.5, 0.5][: len(rows)], pa.float32()),
         }
     )
-    return SimpleNamespace(select=select, subset_id="0123456789abcdef" * 4)
+    record = {"dataset": {"fields": {"id": "id", "text": "text"}, "rows": 4}}
+    return SimpleNamespace(select=select, subset_id="0123456789abcdef" * 4, record=record)
 
 
-def source_rows(rows):
-    assert isinstance(rows, np.ndarray)
-    return SOURCE.take(pa.array(rows))
+def read(rows):
+    assert rows.tolist() == sorted(rows)
+    yield SOURCE.slice(0, 0)
+    yield SOURCE.take(pa.array(rows))
+
+
+def never(rows):
+    raise AssertionError("a list needs no rows")
 
 
 def test_parquet(tmp_path):
-    out = export(manifest(), source_rows, "parquet", tmp_path / "x.parquet")
-    table = pq.read_table(out)
+    assert export(manifest(), read, "parquet", tmp_path / "x.parquet") is None
+    table = pq.read_table(tmp_path / "x.parquet")
     assert table.column_names == [*SOURCE.column_names, "tamis_id", "tamis_weight", "tamis_rank"]
     assert table["id"].to_pylist() == ["c", "b"]
     assert table["tamis_weight"].to_pylist() == [1.5, 0.5]
@@ -50,8 +55,8 @@ def test_parquet(tmp_path):
 
 
 def test_jsonl(tmp_path):
-    out = export(manifest(), source_rows, "jsonl", tmp_path / "x.jsonl")
-    records = [json.loads(line) for line in out.read_bytes().splitlines()]
+    export(manifest(), read, "jsonl", tmp_path / "x.jsonl")
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_bytes().splitlines()]
     day = {"c": "2020-01-03", "b": "2020-01-02"}
     assert records == [
         {
@@ -80,21 +85,21 @@ def test_jsonl(tmp_path):
 
 
 def test_ids(tmp_path):
-    out = export(manifest(["é", "b"]), source_rows, "ids", tmp_path / "x.txt")
-    assert out.read_bytes() == "é\nb\n".encode()
+    export(manifest(["é", "b"]), never, "ids", tmp_path / "x.txt")
+    assert (tmp_path / "x.txt").read_bytes() == "é\nb\n".encode()
 
 
 def test_ids_with_line_breaks_are_refused(tmp_path):
     with pytest.raises(DataError, match="line break"):
-        export(manifest(["a\nb", "c"]), source_rows, "ids", tmp_path / "x.txt")
+        export(manifest(["a\nb", "c"]), never, "ids", tmp_path / "x.txt")
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_hugging_face(tmp_path):
     import datasets
 
-    out = export(manifest(), source_rows, "hf", tmp_path / "x")
-    loaded = datasets.load_from_disk(str(out))
+    export(manifest(), read, "hf", tmp_path / "x")
+    loaded = datasets.load_from_disk(str(tmp_path / "x"))
     assert loaded["id"][:] == ["c", "b"]
     assert loaded["tamis_weight"][:] == [1.5, 0.5]
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -103,20 +108,20 @@ def test_hugging_face(tmp_path):
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(OutputError, match="not overwritten"):
-        export(manifest(), source_rows, "ids", tmp_path / "x")
+        export(manifest(), never, "ids", tmp_path / "x")
     assert (tmp_path / "x").read_text() == "mine"
 
 
 def test_other_formats_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match="parquet, jsonl, ids, hf"):
-        export(manifest(), source_rows, "pickle", tmp_path / "x")
+    with pytest.raises(RecipeError, match="parquet, jsonl, ids, hf, npy, mds, webdataset"):
+        export(manifest(), read, "pickle", tmp_path / "x")
 
 
 def test_columns_of_an_earlier_export_are_refused(tmp_path):
     with pytest.raises(DataError, match="tamis_rank"):
         export(
             manifest(),
-            lambda rows: source_rows(rows).append_column("tamis_rank", pa.array([1, 2])),
+            lambda _: [SOURCE.slice(0, 2).append_column("tamis_rank", pa.array([1, 2]))],
             "parquet",
             tmp_path / "x",
         )
@@ -124,13 +129,13 @@ def test_columns_of_an_earlier_export_are_refused(tmp_path):
 
 def test_too_few_rows_are_refused(tmp_path):
     with pytest.raises(DataError, match="2 rows were asked of the source, 1 came"):
-        export(manifest(), lambda rows: source_rows(rows[:1]), "jsonl", tmp_path / "x")
+        export(manifest(), lambda rows: read(rows[:1]), "jsonl", tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_a_missing_folder_is_an_output_error(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
-        export(manifest(), source_rows, "ids", tmp_path / "no" / "x")
+        export(manifest(), never, "ids", tmp_path / "no" / "x")
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
@@ -152,7 +157,7 @@ def test_half_a_folder_is_removed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.Dataset, "save_to_disk", fail)
     with pytest.raises(OutputError, match="No space left"):
-        export(manifest(), source_rows, "hf", tmp_path / "x")
+        export(manifest(), read, "hf", tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,7 +168,7 @@ def test_progress_bars_are_left_as_they_were(tmp_path, disabled):
     before = datasets.are_progress_bars_disabled()
     try:
         (datasets.disable_progress_bars if disabled else datasets.enable_progress_bars)()
-        export(manifest(), source_rows, "hf", tmp_path / "x")
+        export(manifest(), read, "hf", tmp_path / "x")
         assert datasets.are_progress_bars_disabled() is disabled
     finally:
         (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
