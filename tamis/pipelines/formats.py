@@ -216,7 +216,8 @@ def _row_groups(location: str, sha256: str, groups: tuple[int, ...], columns: tu
 
 
 def _stream_parquet(location: str, columns: list[str], rows: np.ndarray) -> Iterator[pa.Table]:
-    with pq.ParquetFile(location, page_checksum_verification=True) as file:
+    # Without a buffer a row group's columns are read at once, which may be most of the file.
+    with pq.ParquetFile(location, page_checksum_verification=True, buffer_size=1 << 20) as file:
         before = 0
         for group in range(file.num_row_groups):
             after = before + file.metadata.row_group(group).num_rows

@@ -213,8 +213,8 @@ def test_mds_is_what_the_librarys_own_writer_writes(streaming, tmp_path, small_p
     columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
     assert columns == {
         "born": "json", "day": "json", "flag": "json", "id": "str", "key": "bytes", "picture": "bytes", "raw": "json",
-        "some": "json", "t": "ndarray:int32", "tamis_id": "str", "tamis_rank": "int32", "tamis_weight": "float32", "text": "str",
-        "v": "ndarray:float32", "y": "int16",
+        "some": "json", "t": "ndarray:int32", "tamis_id": "str", "tamis_rank": "int32", "tamis_weight": "float32",
+        "text": "str", "v": "ndarray:float32", "y": "int16",
     }  # fmt: skip
     for name, column in (("tamis_id", "sample_id"), ("tamis_weight", "weight"), ("tamis_rank", "rank")):
         table = table.append_column(name, manifest.select[column])
