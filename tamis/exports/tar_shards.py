@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
     from tamis.exports.rows import KeptRows
 
-_IMAGES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
+_IMAGES = {
+    b"\xff\xd8\xff": "jpg",
+    b"\x89PNG": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+    b"P5": "pgm",  # as images of IDX files are read
+    b"P6": "ppm",
+}
 
 File = tuple[str, bytes]
 

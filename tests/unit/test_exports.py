@@ -1,5 +1,8 @@
 import datetime
 import json
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -145,6 +148,36 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         export(manifest(), fail, "parquet", tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+import test_exports as t
+from tamis.exports import tar_shards
+from tamis.exports.export import export
+
+real = tar_shards._tar_bytes
+def killed(files, seen=[]):
+    if seen:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(files)
+    return real(files)
+
+tar_shards._tar_bytes = killed
+export(t.manifest(), t.read, "webdataset", Path(sys.argv[2]) / "x", shard_bytes=1)
+"""
+
+
+def test_a_killed_export_is_not_there(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, __file__, tmp_path], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "x").exists()
+    assert all(path.name.startswith(".x.") for path in tmp_path.iterdir())  # no reader of datasets looks at it
+    assert list(tmp_path.rglob("shard-000000.tar"))
+    export(manifest(), read, "webdataset", tmp_path / "x")
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["shard-000000.tar"]
 
 
 def test_half_a_folder_is_removed(tmp_path, monkeypatch):

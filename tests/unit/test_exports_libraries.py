@@ -316,6 +316,8 @@ def test_images_as_hugging_face_stores_them(tmp_path, streaming):
         (b"BM\0", "bmp"),
         (b"II*\0", "tif"),
         (b"MM\0*", "tif"),
+        (b"P5\n", "pgm"),
+        (b"P6\n", "ppm"),
         (b"?", "img"),
     ],
 )
