@@ -6,7 +6,7 @@ import click
 
 from tamis import __version__
 from tamis.cli.compare import compare
-from tamis.cli.export import export
+from tamis.cli.export import export, import_list
 from tamis.cli.look import report, why
 from tamis.cli.run import plan, run, status, validate
 from tamis.cli.start import recipes
@@ -27,5 +27,5 @@ def main() -> None:
     """  # noqa: D301
 
 
-for verb in (recipes, validate, plan, run, status, report, why, export, pack, train, compare):
+for verb in (recipes, validate, plan, run, status, report, why, export, import_list, pack, train, compare):
     main.add_command(verb)

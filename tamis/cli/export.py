@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tamis.cli.common import FOLDER, errors
+from tamis.cli.common import FOLDER, JSON, SET, errors
 from tamis.exports import FORMATS, SHARDED
 
 
@@ -58,3 +58,57 @@ def export(folder: Path, target: str, out: Path, data: Path | None, shard_mb: in
     if note is not None:
         click.echo(note, err=True)
     click.echo(out)
+
+
+@click.command(name="import")
+@click.argument("listed", metavar="LIST", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="The dataset that the list is of: a file, a glob or a folder.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; made if missing.")
+@click.option("--id", "id_", help="The dataset's column of ids; without one the content hash is the id.")
+@click.option("--text", help="Its column of texts.")
+@click.option("--image", help="Its column of images.")
+@click.option("--tokens", help="Its column of token blocks.")
+@click.option("--vectors", help="Its column of vectors.")
+@click.option("--label", help="Its column of labels.")
+@click.option("--column", default="auto", show_default=True, help="The list's column of ids, if it is a table.")
+@click.option(
+    "--missing",
+    type=click.Choice(["refuse", "ignore"]),
+    default="refuse",
+    show_default=True,
+    help="What to do about ids that the dataset lacks.",
+)
+@SET
+@JSON
+@errors
+def import_list(
+    listed: Path,
+    data: str,
+    out: Path,
+    id_: str | None,
+    column: str,
+    missing: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    **roles: str | None,
+) -> None:
+    """Commit a manifest of the rows that LIST names: ids as text or in a table, or DataComp's .npy of uids.
+
+    It runs a recipe with the one stage {kind: pick, ids: LIST}; put that into a recipe of your own to go on from it.
+
+    Example: tamis import subset.npy --data images.parquet --id uid --text caption --out runs/theirs
+    """
+    import json
+    import re
+
+    from tamis.cli.run import run_facts, show_run
+    from tamis.pipelines.run import run
+
+    columns = {role: name for role, name in {"id": id_, **roles}.items() if name is not None}
+    recipe = {
+        "name": re.sub(r"[^A-Za-z0-9._-]", "-", listed.stem).lstrip("._-")[:100] or "import",
+        "dataset": {"path": data, **columns},
+        "stages": [{"kind": "pick", "ids": str(listed), "column": column, "missing": missing}],
+    }
+    result = run(recipe, out, executor="sync", overrides=overrides)
+    click.echo(json.dumps(run_facts(result), sort_keys=True) if as_json else show_run(result))

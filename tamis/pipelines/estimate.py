@@ -414,6 +414,7 @@ _COSTS: Mapping[str, Callable[[_Sizes, Node], Cost]] = {
     "select.list": _list,
     "select.take": _by_row(6e-6, 900, _EFFECT_BYTES + 12),
     "select.whole": _by_row(1e-4, 2000, _EFFECT_BYTES + 12),
+    "pick.rows": _by_row(3e-6, 400, _EFFECT_BYTES + 4),
     "schedule.seta": _by_row(2e-6, 100, _EFFECT_BYTES + 2),
     "reweight.loss": _by_row(1e-6, 100, _EFFECT_BYTES + 4),
     "commit.manifest": _by_row(2.2e-6, 800),

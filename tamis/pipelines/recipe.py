@@ -381,6 +381,22 @@ class SelectConfig(_Frozen):
         return _positive(value)
 
 
+class PickConfig(_Frozen):
+    """Keep the rows that a list names, ranked in its order."""
+
+    kind: Literal["pick"] = "pick"
+    ids: PathText = Field(
+        description="The list: text with one sample id a line, a table with a column of them, or a .npy of DataComp's "
+        "uids, which are ids or else content hashes.",
+    )
+    column: str = Field("auto", description="A table's column of ids; auto: tamis_id or sample_id, or the only one.")
+    missing: Literal["refuse", "ignore"] = Field(
+        "refuse", description="Whether an id that the dataset lacks is an error, or counted in the facts only."
+    )
+
+    _here = field_validator("ids")(no_address)
+
+
 class ScheduleConfig(_Frozen):
     """Difficulty groups and epoch windows (SeTa, arXiv 2503.13385)."""
 
@@ -416,6 +432,7 @@ StageConfig = Annotated[
     | ScoreConfig
     | PruneConfig
     | SelectConfig
+    | PickConfig
     | ScheduleConfig
     | ReweightConfig,
     Field(discriminator="kind"),

@@ -25,6 +25,7 @@ _EXAMPLES: dict[tuple[type[BaseModel], str], Any] = {
     (_STAGE_MODELS["prune"], "method"): "density",
     (_STAGE_MODELS["select"], "method"): "facility_location",
     (_STAGE_MODELS["select"], "budget"): 0.25,
+    (_STAGE_MODELS["pick"], "ids"): "ids.txt",
 }
 
 

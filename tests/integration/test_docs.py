@@ -103,6 +103,7 @@ def test_the_reference_recipe_is_valid_and_says_the_defaults(tmp_path):
             "score": {"method": "proxy"},
             "prune": {"method": "density"},
             "select": {"method": "facility_location", "budget": 0.25},
+            "pick": {"ids": "ids.txt"},
         }.get(stage["kind"], {})
     assert load_recipe({**bare, "stages": stages})[0] == recipe
 

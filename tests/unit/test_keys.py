@@ -38,6 +38,7 @@ FACILITY = {"kind": "select", "method": "facility_location", "budget": 0.25}
 TARGETED = {"kind": "select", "method": "targeted", "budget": 0.25, "queries": "v.npy"}
 CONDITIONAL = {"kind": "select", "method": "conditional", "budget": 0.25, "avoid": "v.npy"}
 INGENIOUS = {"kind": "select", "method": "ingenious", "budget": 0.25}
+PICK = {"kind": "pick", "ids": "losses.csv"}
 
 # For each field of each stage: the stages before, the stage in which the field matters, and another value.
 # A new field without an entry fails `test_every_field_is_listed`.
@@ -103,6 +104,11 @@ ALTERNATIVES = {
         "eta": ([EMBED], TARGETED, 2.0),
         "avoid": ([EMBED], CONDITIONAL, "w.npy"),
         "nu": ([EMBED], CONDITIONAL, 0.5),
+    },
+    "pick": {
+        "ids": ([], PICK, "other.csv"),
+        "column": ([], PICK, "sample_id"),
+        "missing": ([], PICK, "ignore"),
     },
     "schedule": {
         "epochs": ([EMBED, SCORE], {"kind": "schedule"}, 7),

@@ -6,7 +6,7 @@ The run never learns what a stage means: it knows nodes, files and counts.
 from __future__ import annotations
 
 # The kinds that may drop rows.
-DROPPING = ("embed", "dedup", "prune", "select")
+DROPPING = ("embed", "dedup", "prune", "select", "pick")
 
 # The `kind` of a recipe's stage -> the module that expands it.
 KINDS = {
@@ -16,6 +16,7 @@ KINDS = {
     "score": "score",
     "prune": "prune",
     "select": "select",
+    "pick": "pick",
     "schedule": "schedule",
     "reweight": "reweight",
 }

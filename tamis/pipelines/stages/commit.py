@@ -72,7 +72,7 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     for stage in dumped["stages"]:
         if "encoder" in stage:
             stage["encoder"] = stage["encoder"].partition(":")[0]
-        for name in ("from", "queries", "avoid"):
+        for name in ("from", "queries", "avoid", "ids"):
             if stage.get(name):
                 stage[name] = "file"
         if stage.get("continue_from"):

@@ -14,6 +14,7 @@ from tamis.errors import DataError, RecipeError
 from tamis.manifests.canonical import sha256_file
 from tamis.manifests.ledger import RECORD, find_ledger
 from tamis.pipelines.dataset import scan_all
+from tamis.pipelines.id_lists import ids_twice
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.sources import take_rows
 from tamis.pipelines.state import alive_rows, effect, generator, values, vectors
@@ -171,8 +172,7 @@ def read(params: Mapping[str, Any], inputs: Inputs) -> Output:
         column = "loss" if "loss" in files[0].columns or "last_loss" not in files[0].columns else "last_loss"
     table = take_rows(files, np.arange(files[0].rows), [params["id_column"], column])
     given = table[params["id_column"]].cast(pa.string())
-    counts = pc.value_counts(given.drop_null())
-    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+    twice = ids_twice(given)
     if twice:
         raise DataError(
             f"{path}: column {params['id_column']!r} holds {len(twice)} ids more than once: "
