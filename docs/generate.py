@@ -40,7 +40,7 @@ def command_page() -> str:
     """The help of every verb."""
     parts = [COMMANDS]
     for name, verb in main.commands.items():
-        context = click.Context(verb, info_name=f"tamis {name}", terminal_width=100)
+        context = click.Context(verb, info_name=f"tamis {name}", terminal_width=100, help_option_names=["-h", "--help"])
         parts.append(f"## tamis {name}\n\n```text\n{verb.get_help(context)}\n```\n")
     return "\n".join(parts)
 

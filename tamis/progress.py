@@ -130,6 +130,9 @@ class TrainingProgress(_Bar):
 class ComparisonProgress(_Bar):
     """Follows the trainings of a comparison."""
 
+    def __init__(self) -> None:
+        super().__init__("trainings")
+
     def on_step(self, step: Training) -> None:
         """Show which training begins, or has ended."""
         if step.trained is None and not self._rich:
