@@ -66,6 +66,25 @@ def decode(images: Sequence[bytes], size: int | None, channels: int | None) -> P
     return out
 
 
+def thumbnail(image: bytes, most: int) -> bytes:
+    """A small picture of an image, for people.
+
+    Args:
+        image: Bytes of an image file that `problems` finds nothing wrong with.
+        most: Its larger side is shrunk to this many pixels; a smaller one stays.
+
+    Returns:
+        The bytes of a PNG file: grey or in colour, without anything of the image's metadata.
+    """
+    with _quiet(), _opened(image) as opened:
+        small = _converted(opened, 1 if opened.mode in _GREY else 3)
+        small.thumbnail((most, most))
+        small.info.clear()  # what the format would carry over
+        out = io.BytesIO()
+        small.save(out, "PNG")
+    return out.getvalue()
+
+
 def problems(images: Iterable[bytes]) -> list[str | None]:
     """For each image what keeps it from being decoded, or None: each is decoded to tell."""
     with _quiet():

@@ -1,26 +1,21 @@
-"""The report of a run: one JSON with every number, and one HTML page that loads nothing from elsewhere."""
+"""The report of a run: one JSON with every number, and one HTML page made of it that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
-
-from tamis.errors import OutputError
+from tamis.errors import DataError, OutputError
 from tamis.manifests.atomic import write_atomic
-from tamis.manifests.reader import open_manifest
-from tamis.pipelines.node import Inputs
-from tamis.pipelines.run import read_run, recorded, stage_report
+from tamis.pipelines.node import DamagedArtifactError
+from tamis.reports.finished import Finished
 from tamis.reports.funnel import funnel
+from tamis.reports.sections import balance, clusters, duplicates, examples, scores, space, work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
     from pathlib import Path
-
-    from tamis.manifests.reader import Manifest
-    from tamis.pipelines.node import Artifact
-    from tamis.pipelines.store import Store
 
 COMPARISON = "compare.json"
 
@@ -30,82 +25,113 @@ def write_report(folder: Path) -> Path:
 
     Raises:
         OutputError: The folder holds no run, or cannot be written.
+        DataError: A file of the run's store is damaged.
         DamagedManifestError: Its manifest is damaged or missing.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from tamis.reports.page import render
 
-    report = build_report(folder)
-    write_atomic(folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode())
-    environment = Environment(loader=PackageLoader("tamis", "reports"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["mib"] = lambda value: f"{value / 2**20:,.0f} MiB"
-    page = environment.get_template("report.html").render(report=report)
-    write_atomic(folder / "report.html", page.encode())
+    data = json.dumps(build_report(folder), indent=1, sort_keys=True).encode()
+    page = render(json.loads(data)).encode()  # so that nothing is in the page but not in the JSON
+    write_atomic(folder / "report.json", data)
+    write_atomic(folder / "report.html", page)
     return folder / "report.html"
 
 
 def build_report(folder: Path) -> dict[str, Any]:
-    """Collect a run's numbers: funnel, stages with time and memory, class balance, comparison if there is one."""
-    described = read_run(folder)
-    manifest = open_manifest(folder)
-    store, artifacts = recorded(folder, described)
-    stages = [
-        stage_report(stage["stage"], stage["kind"], [artifacts[n] for n, _, _ in stage["nodes"] if n in artifacts])
-        for stage in described["stages"]
-    ]
+    """Collect a run's numbers, section by section; what the run has no stage for is None or empty.
+
+    Raises:
+        OutputError: The folder holds no run, or a comparison that cannot be read.
+        DataError: A file of the run's store is damaged.
+        DamagedManifestError: Its manifest is damaged or missing.
+    """
+    run = Finished.read(folder)
+    try:
+        return {**_summary(run), **_sections(run), "comparison": _comparison(folder / COMPARISON)}
+    except DamagedArtifactError as error:
+        raise DataError(f"{error}; run the recipe again into {folder}: what is damaged is made anew") from error
+
+
+def _summary(run: Finished) -> dict[str, Any]:
+    """What the run is, what it did, what it took."""
+    manifest, record = run.manifest, run.manifest.record
+    stages = work.stages(run)
     proxies = [stage["facts"] for stage in stages if "out_of_fold_accuracy" in stage["facts"]]
     total = sum(stage["seconds"] for stage in stages)
     embedding = sum(stage["seconds"] for stage in stages if stage["kind"] == "embed")
-    path = folder / COMPARISON
     return {
-        "name": described["name"],
+        "name": run.described["name"],
         "subset_id": manifest.subset_id,
         "manifest": str(manifest.folder),
         "version": manifest.version,
         "rows": manifest.audit.num_rows,
         "kept": manifest.select.num_rows,
-        "counts": manifest.record["counts"],
+        "counts": record["counts"],
         "funnel": funnel(manifest),
+        "budgets": work.budgets(run),
         "stages": stages,
         "seconds": round(total, 3),
         "share_outside_embedding": round(1 - embedding / total, 4) if total else None,
-        "classes": _classes(store, artifacts.values(), manifest),
         "proxy": proxies[-1] if proxies else None,
-        "certificate": manifest.record["certificate"],
-        "schedule": manifest.record["schedule"],
-        "weights": {
-            "min": pc.min(manifest.select["weight"]).as_py(),
-            "max": pc.max(manifest.select["weight"]).as_py(),
-        },
-        "recipe": manifest.record["recipe"],
-        "fingerprint": manifest.fingerprint,
-        "numeric": manifest.record["numeric"],
-        "libraries": manifest.record["libraries"],
-        "comparison": _comparison(path) if path.is_file() else None,
+        "certificate": record["certificate"],
+        "schedule": record["schedule"],
+        "recipe": record["recipe"],
+        "limit": record["dataset"].get("limit"),
+        "fingerprint": run.manifest.fingerprint,
+        "files": [dict(source) for source in record["dataset"]["sources"]],
+        "parent": record["parent"],
+        "numeric": record["numeric"],
+        "libraries": record["libraries"],
     }
 
 
-def _comparison(path: Path) -> dict[str, Any]:
+def _sections(run: Finished) -> dict[str, Any]:
+    """What its rows look like."""
+    fates = examples.examples(run)
+    near = duplicates.near_duplicates(run)
+    shown = {row for fate in fates for item in fate["examples"] for row in (item["row"], item["stands_for_it"])}
+    shown |= {row for pair in (near["borderline"] if near else ()) for row in pair["rows"]}
+    return {
+        **space.space(run),
+        "clusters": clusters.clusters(run),
+        "near_duplicates": near,
+        "gains": scores.gains(run),
+        "classes": balance.classes(run),
+        "sources": balance.sources(run),
+        "losses": scores.losses(run),
+        "difficulty": scores.difficulty(run),
+        "weights": scores.weights(run),
+        "examples": fates,
+        "samples": {str(item["row"]): item for item in examples.contents(run, shown - {None})},
+        "contents_are_there": bool(run.made(run.stages[0], "ingest.block")),
+    }
+
+
+def _comparison(path: Path) -> dict[str, Any] | None:
+    """What `tamis compare` found; None where nothing was compared."""
+    if not path.is_file():
+        return None
     try:
         found = json.loads(path.read_bytes())
-        return {name: found[name] for name in ("note", "results", "verdict")}
+        results = [_result(item) for item in found["results"]]
+        return {"note": _text(found["note"]), "results": results, "verdict": [_text(line) for line in found["verdict"]]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(
             f"{path} holds no comparison of trainings ({error!r}): remove it, or compare again"
         ) from error
 
 
-def _classes(store: Store, artifacts: Iterable[Artifact], manifest: Manifest) -> list[dict[str, Any]]:
-    """Rows of each class before and after, where the dataset has labels."""
-    index = next((artifact for artifact in artifacts if artifact.task == "ingest.index"), None)
-    if index is None or not manifest.record.get("classes"):
-        return []
-    labels = Inputs(store.location, {}, {}).open(index)["label"]
-    kept = labels.take(manifest.select["row"])
-    return [
-        {
-            "class": name,
-            "before": pc.sum(pc.equal(labels, code)).as_py(),
-            "after": pc.sum(pc.equal(kept, code)).as_py() or 0,
-        }
-        for code, name in enumerate(manifest.record["classes"])
-    ]
+def _result(item: Mapping[str, Any]) -> dict[str, Any]:
+    """One subset's trainings, with the keys that a page needs of the types that it needs."""
+    numbers = [item["mean"], *([] if item["ci95"] is None else [item["ci95"]])]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"mean and ci95 are {numbers}")
+    counts = {name: int(item[name]) for name in ("size", "samples_seen")}
+    return {**item, **counts, "name": _text(item["name"])}
+
+
+def _text(value: Any) -> str:
+    """A text that can be written: what is half of a surrogate pair is no character."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value.encode("utf-8", "replace").decode()

@@ -72,8 +72,8 @@ PAYLOADS = [
 ]
 HARMLESS = [f"harmless {number}" for number in range(len(PAYLOADS))]
 ALLOWED = {
-    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "div", "table", "tr", "th", "td"),
-    *("span", "i", "code"),
+    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "div", "table", "tr", "th", "td"),
+    *("span", "i", "code", "pre", "figure", "figcaption", "svg", "path", "text"),
 }  # fmt: skip
 
 

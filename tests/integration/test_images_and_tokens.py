@@ -132,7 +132,7 @@ def check_outputs(tmp_path, cli, data, fields):
     assert cli("report", out).exit_code == 0
     page = (out / "report.html").read_text()
     assert "facility_location" in page
-    assert len(page) < 50_000
+    assert len(page) < 200_000
     for to in FORMATS:
         result = cli("export", out, "--to", to, "--out", tmp_path / f"subset.{to}")
         assert result.exit_code == 0, result.stderr

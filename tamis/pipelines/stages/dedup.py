@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from tamis.pipelines.plan import Add, Context, Flow
     from tamis.pipelines.recipe import DedupConfig
+    from tamis.selectors.near_duplicates import Pairs
 
     Float32 = npt.NDArray[np.float32]
 
@@ -208,12 +209,17 @@ def _with_vectors(inputs: Inputs, alive: Rows, groups: Sequence[Rows]) -> Iterat
         first = last
 
 
-def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
-    """Decide at eps who stays, from the stored pairs; from the vectors where there were too many to store."""
+def visiting_order(params: Mapping[str, Any], inputs: Inputs) -> tuple[Rows, Rows, int]:
+    """The rows that are in, each one's place in the order of visit, and how many come first and stay in any case."""
     alive, _, distances = _gathered(inputs)
     order = values(inputs, "index", "order", alive)
     before = kept_before(inputs, alive)
     priority = _those_first(before, keep_order(distances, order, params["which_to_keep"], generator(params)))
+    return alive, priority, int(np.count_nonzero(before))
+
+
+def stored_pairs(inputs: Inputs, alive: Rows, least: float) -> tuple[Pairs, list[Rows]]:
+    """The stored pairs from a cosine on, as places among the alive rows, and the cells whose pairs are not stored."""
     whole: list[Rows] = []
     close = []
     for shard in inputs.all("pairs"):
@@ -221,16 +227,17 @@ def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
         i, j, cosine = (stored[name].to_numpy() for name in ("i", "j", "cosine"))
         swept = np.isnan(cosine)
         whole += grouped(np.searchsorted(alive, i[swept]), j[swept])
-        chosen = cosine >= 1.0 - params["eps"]
+        chosen = cosine >= least
         close.append((np.searchsorted(alive, i[chosen]), np.searchsorted(alive, j[chosen]), cosine[chosen]))
+    return concatenated(close), whole
+
+
+def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Decide at eps who stays, from the stored pairs; from the vectors where there were too many to store."""
+    alive, priority, always = visiting_order(params, inputs)
+    close, whole = stored_pairs(inputs, alive, 1.0 - params["eps"])
     kept_of, similarity = settle(
-        len(alive),
-        *concatenated(close),
-        params["eps"],
-        priority,
-        whole,
-        _with_vectors(inputs, alive, whole),
-        always=int(np.count_nonzero(before)),
+        len(alive), *close, params["eps"], priority, whole, _with_vectors(inputs, alive, whole), always=always
     )
     dropped = kept_of != np.arange(len(alive))
     table = effect(
