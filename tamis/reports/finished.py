@@ -58,11 +58,12 @@ class Finished:
         """The stages in order: `stage` (the label), `kind`, `config`, `nodes`."""
         return list(self.described["stages"])
 
-    def last(self, kind: str, **config: Any) -> dict[str, Any] | None:
-        """The last stage of a kind whose config has these values."""
+    def last(self, kind: str, before: Mapping[str, Any] | None = None, **config: Any) -> dict[str, Any] | None:
+        """The last stage of a kind whose config has these values; the last before another stage, if one is given."""
+        end = len(self.stages) if before is None else self.position(before)
         found = (
             stage
-            for stage in reversed(self.stages)
+            for stage in reversed(self.stages[:end])
             if stage["kind"] == kind and all(stage["config"].get(name) == value for name, value in config.items())
         )
         return next(found, None)

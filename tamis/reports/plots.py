@@ -209,14 +209,15 @@ def _duplicates(numbers: Numbers) -> Figure:
     figure, axes = _figure()
     curve = numbers["curve"]
     axes.plot(curve["eps"], curve["removed"], color=INK, linewidth=1.5, clip_on=False)
-    at = curve["eps"].index(numbers["eps"])
-    _dots(axes, [curve["eps"][at]], [curve["removed"][at]], KEPT, 8)
-    axes.set_ylim(bottom=0)
-    right = at > len(curve["eps"]) / 2
+    at = numbers["eps"]
+    there = curve["removed"][curve["eps"].index(at)]
+    _dots(axes, [at], [there], KEPT, 8)
+    axes.set_ylim(0, 1.15 * max(*curve["removed"], 1))
+    axes.plot([at, at], [0, axes.get_ylim()[1]], color=KEPT, linewidth=0.75, clip_on=False)
+    right = at > 0.6 * curve["eps"][-1]
     axes.annotate(
-        f"this run: {curve['removed'][at]:,}", (curve["eps"][at], curve["removed"][at]), color=KEPT,
-        xytext=(-8 if right else 8, 4 if right else -6), textcoords="offset points",
-        ha="right" if right else "left", va="bottom" if right else "top",
+        f"this run: {there:,}", (at, axes.get_ylim()[1]), color=KEPT, xytext=(-6 if right else 6, 0),
+        textcoords="offset points", ha="right" if right else "left", va="top",
     )  # fmt: skip
     _whole(axes, "y")
     _named(axes, "eps", "near duplicates removed")
@@ -288,7 +289,7 @@ def _comparison(results: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_ylim(0.6 - len(results), 0.6)
     axes.margins(x=0.08)
     _lines(axes, [_name(result["name"]) for result in results])
-    _named(axes, "test accuracy in %, with its 95 % interval")
+    _named(axes, "test accuracy in %")
     return figure
 
 

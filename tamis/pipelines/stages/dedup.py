@@ -152,7 +152,7 @@ def pairs(params: Mapping[str, Any], inputs: Inputs) -> Output:
     found, whole = [], []
     # Most cells are read many at a time; of one that very many rows visit, the others are read after the first.
     first = [np.concatenate((cell.rows, cell.visitors[:_SHARD_ROWS])) for cell in cells]
-    for cell, (at, X) in zip(cells, _with_vectors(inputs, alive, first), strict=True):
+    for cell, (at, X) in zip(cells, with_vectors(inputs, alive, first), strict=True):
         m = len(cell.rows)
         visiting = _visiting(inputs, alive, cell.visitors, at[m:], X[m:])
         # 1 - eps may be a rounding error below the floor.
@@ -193,7 +193,7 @@ def _visiting(inputs: Inputs, alive: Rows, visitors: Rows, first: Rows, X: Float
         yield some, vectors(inputs, alive[some])
 
 
-def _with_vectors(inputs: Inputs, alive: Rows, groups: Sequence[Rows]) -> Iterator[tuple[Rows, Float32]]:
+def with_vectors(inputs: Inputs, alive: Rows, groups: Sequence[Rows]) -> Iterator[tuple[Rows, Float32]]:
     """Each group of places among the alive rows with its vectors, which are read for many small groups at once."""
     first = 0
     while first < len(groups):
@@ -237,7 +237,7 @@ def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
     alive, priority, always = visiting_order(params, inputs)
     close, whole = stored_pairs(inputs, alive, 1.0 - params["eps"])
     kept_of, similarity = settle(
-        len(alive), *close, params["eps"], priority, whole, _with_vectors(inputs, alive, whole), always=always
+        len(alive), *close, params["eps"], priority, whole, with_vectors(inputs, alive, whole), always=always
     )
     dropped = kept_of != np.arange(len(alive))
     table = effect(

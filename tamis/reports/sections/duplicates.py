@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tamis.pipelines.stages.dedup import stored_pairs, visiting_order
+from tamis.pipelines.stages.dedup import stored_pairs, visiting_order, with_vectors
 from tamis.reports.finished import rounded
 from tamis.selectors.near_duplicates import settle
 
@@ -20,21 +20,24 @@ if TYPE_CHECKING:
 _SHOWN = 4  # pairs on either side of the threshold
 _STEPS, _FEWEST = 20, 5
 _VISITS = 4e7  # of pairs, for the whole curve: some seconds
+_PRODUCTS = 1e11  # likewise, where pairs were too many to be stored
 
 
 def near_duplicates(run: Finished) -> dict[str, Any] | None:
     """Decide again at other thresholds, from the pairs that the last dedup stage with eps > 0 stored.
 
     Returns:
-        `curve`: rows that would be removed at each eps up to 1 - floor, by the stage's own rule; rows of cells whose
-        pairs were too many to be stored (`rows_without_stored_pairs`) are not in it. `borderline`: the pairs nearest
-        to the threshold on either side, each with its cosine and its two rows. None without such a stage.
+        `curve`: rows that would be removed at each eps up to 1 - floor, by the stage's own rule. Rows of cells whose
+        pairs were too many to be stored are compared anew; where that would take long they are `left_out` of it.
+        `borderline`: the stored pairs nearest to the threshold on either side, each with its cosine and its two rows.
+        None without such a stage.
     """
     stage = next((item for item in reversed(run.stages) if item["kind"] == "dedup" and item["config"]["eps"] > 0), None)
     if stage is None:
         return None
     roles = {"assigned": "dedup.gather", "pairs": "dedup.pairs", "near": "dedup.near"}
     made = {role: run.made(stage, task) for role, task in roles.items()}
+    made["embeddings"] = run.made(run.last("embed", before=stage), "embed.block")
     made["index"], before = (run.made(run.stages[0], f"ingest.{task}") for task in ("index", "before"))
     # A dataset that grows has a second index, of the files that there were then.
     made["index"] = tuple(item for item in made["index"] if item.name.count("/") == 1)
@@ -50,10 +53,14 @@ def near_duplicates(run: Finished) -> dict[str, Any] | None:
     pairs, whole = stored_pairs(inputs, alive, -1.0)
     facts = inputs.one("near").facts
     grid = _grid(eps, floor, len(pairs[0]))
-    removed = [
-        int(np.count_nonzero(settle(len(alive), *pairs, at, priority, whole, (), always)[0] != np.arange(len(alive))))
-        for at in grid
-    ]
+    dim = max(block.facts["dim"] for block in inputs.all("embeddings"))
+    again = len(grid) * dim * sum(len(rows) ** 2 for rows in whole) <= _PRODUCTS
+
+    def removed(at: float) -> int:
+        loaded = with_vectors(inputs, alive, whole) if again else ()
+        kept_of, _ = settle(len(alive), *pairs, at, priority, whole, loaded, always)
+        return int(np.count_nonzero(kept_of != np.arange(len(alive))))
+
     return {
         "stage": stage["stage"],
         "eps": eps,
@@ -61,8 +68,8 @@ def near_duplicates(run: Finished) -> dict[str, Any] | None:
         "rows": len(alive),
         "pairs": len(pairs[0]),
         "removed": facts["near_duplicates"],
-        "rows_without_stored_pairs": sum(map(len, whole)),
-        "curve": {"eps": grid, "removed": removed},
+        "left_out": 0 if again else sum(map(len, whole)),
+        "curve": {"eps": grid, "removed": [removed(at) for at in grid]},
         "borderline": [
             {"cosine": rounded(pairs[2][at], 6), "close": bool(pairs[2][at] >= 1.0 - eps), "rows": [i, j]}
             for at in _borderline(pairs, 1.0 - eps)

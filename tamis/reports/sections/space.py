@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 _MAP_KEPT, _MAP_DROPPED = 800, 1600
 _DRAWS = 5
-_MOST_QUERIES = 4096
-_PRODUCTS = 2e11  # of two numbers, for the coverage: a few seconds
+_MOST_QUERIES, _FEWEST_QUERIES = 4096, 200
+_PRODUCTS = 3e11  # of two numbers, for the coverage: some seconds
+_COMPARING = 256  # so many products take as long as what is done with a cosine
 _RANK_PRODUCTS = 1.6e10  # likewise, for one RankMe
 _RANK_ROWS = 25_600  # as many as the paper takes
-_TILE = 4096
+_TILE = 1024
 
 
 def space(run: Finished) -> dict[str, Any]:
@@ -104,23 +105,24 @@ def _coverage(
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     union = np.unique(np.concatenate(sets))
-    asked = _sample(rows, max(200, min(_MOST_QUERIES, int(_PRODUCTS / (len(union) * dim)))), rng)
-    queries = vectors(inputs, asked)
+    chosen = [np.isin(union, rows_of_set, assume_unique=True) for rows_of_set in sets]
+    affordable = int(_PRODUCTS / (len(union) * (dim + _COMPARING)))
+    asked = _sample(rows, max(_FEWEST_QUERIES, min(_MOST_QUERIES, affordable)), rng)
+    queries = vectors(inputs, asked).T
     best = np.full((len(sets), len(asked)), -1.0, np.float32)
     starts = np.concatenate([[0], np.cumsum([block.facts["block_rows"] for block in blocks])])
-    for block, (start, stop) in zip(blocks, pairwise(starts.tolist()), strict=True):
-        first, last = np.searchsorted(union, (start, stop)).tolist()
+    bounds = np.searchsorted(union, starts).tolist()
+    for block, start, (first, last) in zip(blocks, starts.tolist(), pairwise(bounds), strict=False):
         if first == last:
             continue
         table = run.inputs().open(block)
-        mine = union[first:last]
-        X = matrix_of(table)[np.searchsorted(table["row"].to_numpy(), mine - start)]
-        for low in range(0, len(mine), _TILE):
-            cosines = queries @ X[low : low + _TILE].T
-            for number, chosen in enumerate(sets):
-                among = np.isin(mine[low : low + _TILE], chosen, assume_unique=True)
+        X = matrix_of(table)[np.searchsorted(table["row"].to_numpy(), union[first:last] - start)]
+        for low in range(0, last - first, _TILE):
+            cosines = X[low : low + _TILE] @ queries
+            for number, members in enumerate(chosen):
+                among = members[first + low : min(first + low + _TILE, last)]
                 if among.any():
-                    np.maximum(best[number], cosines[:, among].max(axis=1), out=best[number])
+                    np.maximum(best[number], cosines[among].max(axis=0), out=best[number])
     distances = np.maximum(1.0 - best.astype(np.float64), 0.0)
     found = [{"mean": rounded(item.mean(), 4), "p95": rounded(np.percentile(item, 95), 4)} for item in distances]
     return {"rows": len(rows), "sampled": len(asked), "kept": found[0], "random": found[1:]}
