@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tamis.errors import OutputError
+from tamis.manifests.canonical import digest
 from tamis.manifests.reader import open_manifest
 from tamis.pipelines.node import Inputs
 from tamis.pipelines.run import read_run, recorded
@@ -28,15 +30,17 @@ class Finished:
 
     Attributes:
         folder: The run's.
-        described: What `read_run` says of it.
+        name: The recipe's.
         manifest: What it committed, verified.
+        stages: In order: `stage` (the label), `kind`, `config` (as the manifest has it), `nodes`.
         location: Where its store is.
         artifacts: What its nodes made, by name, as far as the store still has it.
     """
 
     folder: Path
-    described: Mapping[str, Any]
+    name: str
     manifest: Manifest
+    stages: tuple[dict[str, Any], ...]
     location: str
     artifacts: Mapping[str, Artifact]
 
@@ -45,18 +49,21 @@ class Finished:
         """Read what there is of a run.
 
         Raises:
-            OutputError: The folder holds no finished run, or its store cannot be read.
+            OutputError: The folder holds no finished run, or not the manifest's, or its store cannot be read.
             DamagedManifestError: Its manifest is damaged or missing.
         """
         described = read_run(folder)
         manifest = open_manifest(folder)
+        keys = [digest([key for _, _, key in stage["nodes"]]) for stage in described["stages"][:-1]]
+        if keys != [stage["key"] for stage in manifest.record["stages"]]:
+            raise OutputError(
+                f"{folder} holds a manifest of another run than the last that was finished there: run the recipe "
+                "again; what is done is not done again"
+            )
+        configs = [{}, *manifest.record["recipe"]["stages"], {}]  # of ingest and commit there are none
+        stages = [{**stage, "config": config} for stage, config in zip(described["stages"], configs, strict=True)]
         store, artifacts = recorded(folder, described)
-        return cls(folder, described, manifest, store.location, artifacts)
-
-    @property
-    def stages(self) -> list[dict[str, Any]]:
-        """The stages in order: `stage` (the label), `kind`, `config`, `nodes`."""
-        return list(self.described["stages"])
+        return cls(folder, described["name"], manifest, tuple(stages), store.location, artifacts)
 
     def last(self, kind: str, before: Mapping[str, Any] | None = None, **config: Any) -> dict[str, Any] | None:
         """The last stage of a kind whose config has these values; the last before another stage, if one is given."""

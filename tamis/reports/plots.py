@@ -201,7 +201,7 @@ def _complexity(numbers: Numbers) -> Figure:
     _dots(axes, np.array(numbers["complexity"])[used], left[used] / rows[used], KEPT, 7, 0.7)
     axes.set_ylim(-0.03, 1.03)
     axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-    _named(axes, "concept complexity of the cluster", "rows kept")
+    _named(axes, "concept complexity of the cluster", "share kept")
     return figure
 
 

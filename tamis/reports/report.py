@@ -12,6 +12,7 @@ from tamis.pipelines.node import DamagedArtifactError
 from tamis.reports.finished import Finished
 from tamis.reports.funnel import funnel
 from tamis.reports.sections import balance, clusters, duplicates, examples, scores, space, work
+from tamis.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,8 @@ def build_report(folder: Path) -> dict[str, Any]:
     """
     run = Finished.read(folder)
     try:
-        return {**_summary(run), **_sections(run), "comparison": _comparison(folder / COMPARISON)}
+        with one_blas_thread():  # the same last bits on any number of cores
+            return {**_summary(run), **_sections(run), "comparison": _comparison(folder / COMPARISON)}
     except DamagedArtifactError as error:
         raise DataError(f"{error}; run the recipe again into {folder}: what is damaged is made anew") from error
 
@@ -60,7 +62,7 @@ def _summary(run: Finished) -> dict[str, Any]:
     total = sum(stage["seconds"] for stage in stages)
     embedding = sum(stage["seconds"] for stage in stages if stage["kind"] == "embed")
     return {
-        "name": run.described["name"],
+        "name": run.name,
         "subset_id": manifest.subset_id,
         "manifest": str(manifest.folder),
         "version": manifest.version,

@@ -414,6 +414,18 @@ def test_a_damaged_file_of_the_store_is_named(made, tmp_path):
         build_report(tmp_path / "run")
 
 
+def test_a_manifest_of_another_run_is_refused(made, tmp_path):
+    """As where a run was killed right after its commit, and run.json is still of the one before."""
+    out, _, recipe, _ = made
+    shutil.copytree(out, tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    tamis.run({**recipe, "stages": recipe["stages"][:-1]}, tmp_path / "run", executor="sync")
+    build_report(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_bytes(before)
+    with pytest.raises(OutputError, match="manifest of another run"):
+        build_report(tmp_path / "run")
+
+
 def test_the_log_tells_what_the_last_finished_run_did(tmp_path):
     log = tmp_path / "events.jsonl"
     assert last_ran(log) is None
