@@ -365,6 +365,28 @@ def test_from_an_object_store(made, tmp_path):
     }
 
 
+def test_of_a_dataset_that_grew(made, tmp_path):
+    """Rows kept before stay, whatever they are near to: the curve knows it."""
+    _, table, recipe, _ = made
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(table.slice(100, 150), folder / "b.parquet")
+    stages = [recipe["stages"][0], {"kind": "dedup", "eps": 0.15, "floor": FLOOR}]
+    grown = {**recipe, "dataset": {**recipe["dataset"], "path": str(folder)}}
+    first = [*stages, {"kind": "select", "method": "facility_location", "budget": 40}]
+    tamis.run({**grown, "stages": first}, tmp_path / "first", executor="sync")
+    pq.write_table(table.slice(0, 100), folder / "a.parquet")
+    more = {"kind": "select", "method": "facility_location", "budget": 50, "continue_from": str(tmp_path / "first")}
+    tamis.run({**grown, "stages": [*stages, more]}, tmp_path / "second", executor="sync")
+    report = build_report(tmp_path / "second")
+    near = report["near_duplicates"]
+    assert near["removed"] == near["curve"]["removed"][near["curve"]["eps"].index(0.15)] > 0
+    assert near["removed"] == sum(item["rows"] for item in report["funnel"] if item["decision"] == "near_dup")
+    assert [item["before"] for item in report["sources"]] == [100, 150]
+    assert sum(item["before"] for item in report["classes"]) == 250
+    assert "It goes on from subset" in render(report)
+
+
 def test_text_that_is_none_and_long_text(tmp_path, recipe):
     rows = [{"id": f"r{i}", "text": "word " * 400 + str(i), "label": "a"} for i in range(20)]
     lines = [json.dumps(row) for row in rows] + ['{"id": "bad", "text": "x \\ud800 y", "label": "a"}']
