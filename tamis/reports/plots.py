@@ -34,6 +34,7 @@ _RC = {
     "axes.unicode_minus": False,
 }
 _LONGEST_NAME = 26
+_SCALES = {"accuracy": 100, "loss": 1}
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:
@@ -52,7 +53,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         "difficulty": ("Rows of each difficulty group", _difficulty, report["difficulty"]),
         "windows": ("Difficulty groups that each epoch trains on", _windows, report["schedule"]),
         "weights": ("Histogram of weights", _weights, report["weights"]["histogram"]),
-        "comparison": ("Accuracies with intervals", _comparison, compared and compared["results"]),
+        "comparison": ("Accuracies with intervals", _comparison, compared and compared["results"] and compared),
     }
     with mpl.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the page's font has it, or shows a box
@@ -280,16 +281,19 @@ def _weights(numbers: Numbers) -> Figure:
     return figure
 
 
-def _comparison(results: Sequence[Mapping[str, Any]]) -> Figure:
+def _comparison(comparison: Numbers) -> Figure:
+    results, scale = comparison["results"], _SCALES[comparison["measure"]]
     figure, axes = _figure(44 + 22 * len(results), left=170, top=4)
     for line, result in enumerate(results):
-        mean, half = 100 * result["mean"], 100 * (result["ci95"] or 0.0)
-        axes.plot([mean - half, mean + half], [-line, -line], color=KEPT, linewidth=2, clip_on=False)
-        _dots(axes, [mean], [-line], KEPT, 8)
+        colour = KEPT if result["subset"] else GONE
+        mean, half = scale * result["mean"], scale * (result["ci95"] or 0.0)
+        axes.plot([mean - half, mean + half], [-line, -line], color=colour, linewidth=2, clip_on=False)
+        _dots(axes, [scale * value for value in result["values"]], [-line] * len(result["values"]), colour, 4, 0.5)
+        _dots(axes, [mean], [-line], colour, 8)
     axes.set_ylim(0.6 - len(results), 0.6)
     axes.margins(x=0.08)
     _lines(axes, [_name(result["name"]) for result in results])
-    _named(axes, "test accuracy in %")
+    _named(axes, "test accuracy in %" if comparison["measure"] == "accuracy" else "test loss")
     return figure
 
 

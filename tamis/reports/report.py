@@ -115,21 +115,33 @@ def _comparison(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_bytes())
-        results = [_result(item) for item in found["results"]]
-        return {"note": _text(found["note"]), "results": results, "verdict": [_text(line) for line in found["verdict"]]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return {
+            "note": _text(found["note"]),
+            "measure": {"accuracy": "accuracy", "loss": "loss"}[found.get("measure", "accuracy")],
+            "results": [_result(item) for item in found["results"]],
+            "verdict": [_text(line) for line in found["verdict"]],
+            "break_even": [_text(item["line"]) for item in found.get("break_even", ())],
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(
             f"{path} holds no comparison of trainings ({error!r}): remove it, or compare again"
         ) from error
 
 
 def _result(item: Mapping[str, Any]) -> dict[str, Any]:
-    """One subset's trainings, with the keys that a page needs of the types that it needs."""
-    numbers = [item["mean"], *([] if item["ci95"] is None else [item["ci95"]])]
-    if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"mean and ci95 are {numbers}")
-    counts = {name: int(item[name]) for name in ("size", "samples_seen")}
-    return {**item, **counts, "name": _text(item["name"])}
+    """One subset's trainings: their mean, half of its interval, and each one's value where they are told."""
+    values = item.get("accuracies") or item.get("losses") or []
+    half = item["ci95"]
+    numbers = {"mean": item["mean"], "values": values, "ci95": half}
+    if not all(math.isfinite(number) for number in (item["mean"], *values, *([] if half is None else [half]))):
+        raise ValueError(f"a number is none in {numbers}")
+    return {
+        "name": _text(item["name"]),
+        "size": int(item["size"]),
+        "samples_seen": int(item["samples_seen"]),
+        "subset": item.get("subset_id", "") is not None,  # or all rows, or random ones
+        **numbers,
+    }
 
 
 def _text(value: Any) -> str:

@@ -410,6 +410,8 @@ def test_text_that_is_none_and_long_text(tmp_path, recipe):
         {"results": [{"name": "x", "size": 1, "samples_seen": 1, "mean": "x", "ci95": None}]},
         {"verdict": 3},
         {"note": None},
+        {"measure": "beauty"},
+        {"break_even": [3]},
     ],
 )
 def test_a_comparison_of_another_shape_is_refused(made, tmp_path, spoil):
@@ -420,6 +422,11 @@ def test_a_comparison_of_another_shape_is_refused(made, tmp_path, spoil):
     path = tmp_path / "run" / "compare.json"
     path.write_text(json.dumps(good))
     assert "n ?" in write_report(tmp_path / "run").read_text()
+    rows = [{**good["results"][0], "mean": 1.25, "losses": [1.0, 1.5], "ci95": 0.25, "subset_id": None}]
+    path.write_text(json.dumps({**good, "measure": "loss", "results": rows, "break_even": [{"line": "It pays."}]}))
+    page = write_report(tmp_path / "run").read_text()
+    assert '<td class="n">1.2500</td><td class="n">&plusmn; 0.2500</td>' in page
+    assert "<p>It pays.</p>" in page
     path.write_text(json.dumps({**good, **spoil}))
     with pytest.raises(OutputError, match="holds no comparison of trainings"):
         build_report(tmp_path / "run")

@@ -24,8 +24,9 @@ def elements(svg):
 
 
 def compared(*names):
-    results = [{"name": name, "size": 3, "mean": 0.5 + 0.01 * i, "ci95": 0.02} for i, name in enumerate(names)]
-    return {**NOTHING, "comparison": {"results": results}}
+    one = {"size": 3, "ci95": 0.02, "values": [0.4, 0.6], "subset": True}
+    results = [{**one, "name": name, "mean": 0.5 + 0.01 * i} for i, name in enumerate(names)]
+    return {**NOTHING, "comparison": {"results": results, "measure": "accuracy"}}
 
 
 def test_nothing_is_drawn_of_nothing():
