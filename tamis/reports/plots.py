@@ -141,7 +141,7 @@ def _dots(axes: Axes, x: Numbers, y: Numbers, colour: str, size: float, opacity:
     axes.add_patch(
         PathPatch(
             Path(vertices, codes), facecolor="none", edgecolor=colour, linewidth=size, capstyle="round", alpha=opacity,
-            clip_on=False,
+            clip_on=False, zorder=3,
         )
     )  # fmt: skip
     axes.update_datalim(vertices)
