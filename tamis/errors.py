@@ -36,7 +36,7 @@ class WorkerError(TamisError):
 
 
 class OutputError(TamisError):
-    """The output folder cannot be written (exit 5)."""
+    """An output folder cannot be written, or a folder that was given holds no run or manifest (exit 5)."""
 
     exit_code = 5
 

@@ -34,6 +34,9 @@ WORK = click.option(
     help="Where tasks keep what they make: a folder, or a URL such as s3://bucket/prefix with the credentials in the "
     "environment; default: OUT/work. Give it with every run into OUT: what is kept elsewhere is not looked for.",
 )
+DATA = click.option(
+    "--data", type=click.Path(path_type=Path), help="The dataset, if it lies elsewhere than where the run read it."
+)
 FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 
 
@@ -45,7 +48,7 @@ def errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except TamisError as error:
-            code, message = error.exit_code, str(error)
+            code, message = error.exit_code, inert(str(error))
         except KeyboardInterrupt:
             code, message = StoppedError.exit_code, "stopped; the same command goes on from there"
         click.echo(f"tamis: {message}", err=True)
@@ -58,7 +61,24 @@ def errors(command: Callable[P, R]) -> Callable[P, R]:
 
 def print_facts(facts: Mapping[str, Any], as_json: bool, show: Callable[[Any], str]) -> None:
     """Print facts as one JSON object or as text."""
-    click.echo(json.dumps(facts, sort_keys=True) if as_json else show(facts))
+    click.echo(json.dumps(facts, sort_keys=True) if as_json else inert(show(facts)))
+
+
+def inert(text: str) -> str:
+    """Text that a terminal only shows: what is no printable character is written out, but for line breaks."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def visible(text: str, width: int | None = None) -> str:
+    """One line of text of any origin, such as an id: line breaks, escape sequences and the like are written out.
+
+    Args:
+        text: Any.
+        width: The most characters to show; None for all. Of longer text the beginning, and how long it is.
+    """
+    shown = text if width is None else text[:width]
+    escaped = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in shown)
+    return escaped if len(shown) == len(text) else f"{escaped}... ({len(text):,} characters)"
 
 
 def short_path(path: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tamis.cli.common import FOLDER, JSON, SET, errors
+from tamis.cli.common import DATA, FOLDER, JSON, SET, errors
 from tamis.exports import FORMATS, SHARDED
 
 
@@ -14,7 +14,7 @@ from tamis.exports import FORMATS, SHARDED
 @FOLDER
 @click.option("--to", "target", required=True, type=click.Choice(FORMATS), help="What to write.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where; must not exist.")
-@click.option("--data", type=click.Path(path_type=Path), help="The dataset, if it lies elsewhere than at the run.")
+@DATA
 @click.option(
     "--shard-mb", type=click.IntRange(1, 4095), help="Size of a shard of mds or webdataset in MiB; default: 64."
 )
@@ -52,7 +52,7 @@ def export(folder: Path, target: str, out: Path, data: Path | None, shard_mb: in
         raise RecipeError(f"--shard-mb is for {' and '.join(SHARDED)}; {target} has no shards: leave it out")
     shard_bytes = SHARD_BYTES if shard_mb is None else shard_mb << 20
     manifest = open_manifest(folder)
-    sources = () if target in LISTS else open_dataset(manifest, folder, data)
+    sources = () if target in LISTS else open_dataset(manifest, data)
     with stoppable():
         note = write(manifest, partial(stream_rows, sources), target, out, shard_bytes=shard_bytes, describe=croissant)
     if note is not None:

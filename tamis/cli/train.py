@@ -85,7 +85,7 @@ def train(
             folder,
             out=out or folder / "training" / manifest.subset_id[:12],
             config=config,
-            dataset=locate(folder, data),
+            dataset=locate(manifest, data),
             test=test,
             trust_rows=trust_rows,
             device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import mmap
 import os
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.errors import DamagedManifestError, DataError, DatasetMismatchError
+from tamis.errors import DamagedManifestError, DataError, DatasetMismatchError, OutputError
 from tamis.manifests.canonical import digest, unsealed
 from tamis.manifests.schema import (
     AUDIT,
@@ -32,9 +33,10 @@ from tamis.manifests.schema import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_RECORD_NAME = re.compile(r"v([0-9]{6,})\.json")
+_RECORD_NAME = re.compile(r"v([0-9]{6,18})\.json")
 _PART_NAME = re.compile(r"data/(select|audit)-([0-9]{5,})-of-([0-9]{5,})\.([0-9a-f]{16})\.arrow")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMPARED_IDS, _COMPARED_BYTES = 1000, 200  # by difflib, which takes long
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,13 +100,27 @@ class Manifest:
         Raises:
             DataError: There is no such sample.
         """
-        position = pc.index(self.audit["sample_id"], str(sample_id)).as_py()
+        ids, wanted = self.audit["sample_id"], str(sample_id)
+        possible = wanted.encode("utf-8", "ignore").decode() == wanted  # a lone surrogate is in no id
+        position = pc.index(ids, wanted).as_py() if possible else -1
         if position < 0:
+            near = _similar(wanted, ids) if possible else []
+            hint = f"; the nearest ids are {', '.join(map(repr, near))}" if near else ""
             raise DataError(
                 f"no sample has the id {sample_id!r} among the {self.audit.num_rows} rows of {self.folder}; "
-                "ids are compared as text, exactly"
+                f"ids are compared as text, exactly{hint}"
             )
-        found: dict[str, Any] = self.audit.slice(position, 1).to_pylist()[0]
+        return self.explain_row(position)
+
+    def explain_row(self, row: int) -> dict[str, Any]:
+        """What became of one row of the dataset; as `explain`.
+
+        Raises:
+            DataError: There is no such row.
+        """
+        if not 0 <= row < self.audit.num_rows:
+            raise DataError(f"there is no row {row} in {self.folder}: its rows are 0 to {self.audit.num_rows - 1}")
+        found: dict[str, Any] = self.audit.slice(row, 1).to_pylist()[0]
         found["content_hash"] = found["content_hash"].hex()
         found["decision"] = list(DECISIONS)[found["decision"]]
         found["stage"] = self.stages[found["stage"]]["name"]
@@ -112,7 +128,7 @@ class Manifest:
         stands = found["kept_row"]
         found["kept_sample_id"] = None if stands is None else self.audit["sample_id"][stands].as_py()
         if found["decision"] == "kept":
-            chosen = pc.index(self.select["row"], found["row"]).as_py()
+            chosen = pc.index(self.select["row"], row).as_py()
             details = self.select.slice(chosen, 1).to_pylist()[0]
             found |= {name: value for name, value in details.items() if name not in found}
         return found
@@ -131,30 +147,42 @@ def open_manifest(path: str | Path, version: int | None = None) -> Manifest:
         The manifest; its tables are memory-mapped.
 
     Raises:
-        DamagedManifestError: Any byte, count or rule is not what the record says, the format is of another
-            major version, or there is no such manifest. The message names the file.
+        OutputError: There is no such manifest, or no such version of it.
+        DamagedManifestError: Any byte, count or rule is not what the record says, or the format is of another
+            major version. The message names the file.
     """
     folder, named = locate(path)
     version = named if version is None else version
     found = versions(folder)
     if not found:
-        raise DamagedManifestError(
-            f"{folder} has no commit record (v000001.json): nothing was committed here; give the folder of a "
-            "run, and let that run end"
+        raise OutputError(
+            f"{folder} has no commit record (v000001.json): {_what_is_there(folder)}; give the folder of a run that "
+            "has ended, its manifest folder, or a version such as manifest/v000001.json"
         )
     number = found[-1] if version is None else version
     if number not in found:
-        raise DamagedManifestError(f"{record_path(folder, number)} does not exist; versions there are {found}")
+        raise OutputError(f"{record_path(folder, number)} does not exist; versions there are {found}")
     record = read_record(folder, number)
     select, audit = read_tables(folder, record)
     return Manifest(folder, number, record, select, audit)
+
+
+def _similar(wanted: str, ids: pa.ChunkedArray) -> list[str]:
+    """At most three ids like the wanted one, of those that share most of its beginning or of its end."""
+    ids = ids.filter(pc.less_equal(pc.binary_length(ids), _COMPARED_BYTES))
+    near = []
+    for length in range(min(len(wanted), _COMPARED_BYTES), 0, -1):
+        near = ids.filter(pc.or_(pc.starts_with(ids, wanted[:length]), pc.ends_with(ids, wanted[-length:])))
+        if len(near):
+            break
+    return difflib.get_close_matches(wanted[:_COMPARED_BYTES], [one.as_py() for one in near[:_COMPARED_IDS]], 3, 0.5)
 
 
 def locate(path: str | Path) -> tuple[Path, int | None]:
     """The manifest folder that `open_manifest` would take, and the version if a commit record is named."""
     place = Path(path)
     named = _RECORD_NAME.fullmatch(place.name)
-    if named is not None and place.is_file():
+    if named is not None and versions(place.parent):
         return place.parent, int(named[1])
     return (place / "manifest" if versions(place / "manifest") else place), None
 
@@ -168,6 +196,17 @@ def versions(folder: Path) -> list[int]:
     matches = [_RECORD_NAME.fullmatch(name) for name in names]
     numbers = {int(match[1]) for match in matches if match}
     return sorted(number for number in numbers if number > 0)
+
+
+def _what_is_there(folder: Path) -> str:
+    """Why a place has no commit record, in words."""
+    try:
+        with os.scandir(folder):
+            return "nothing was committed here"
+    except FileNotFoundError:
+        return "it does not exist"
+    except (OSError, ValueError) as error:
+        return f"it is no folder that can be read ({getattr(error, 'strerror', None) or error})"
 
 
 def record_path(folder: Path, version: int) -> Path:

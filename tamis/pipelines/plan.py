@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tamis.errors import DatasetMismatchError, RecipeError
+from tamis.errors import DatasetMismatchError, OutputError, RecipeError
 from tamis.pipelines.node import Artifact, Json, Node, load_records, make_node
 from tamis.pipelines.numeric import NATIVE
 from tamis.pipelines.stages import DROPPING, KINDS
@@ -249,9 +249,9 @@ def parent_of(recipe: Recipe, sources: tuple[SourceFile, ...], folder: Path, out
     """Open the manifest that the recipe continues, if it does.
 
     Raises:
-        RecipeError: It does not say which version of the run's own, or the columns are others.
+        RecipeError: There is none, it does not say which version of the run's own, or the columns are others.
         DatasetMismatchError: The dataset lacks files that the manifest was made of.
-        TamisError: There is none, or it is damaged.
+        DamagedManifestError: It is damaged.
     """
     given = recipe.continue_from
     if given is None:
@@ -264,7 +264,10 @@ def parent_of(recipe: Recipe, sources: tuple[SourceFile, ...], folder: Path, out
             f"select.continue_from is {given}, where this run commits its own: name the version to go on from, such as "
             f"{place / 'v000001.json'}"
         )
-    manifest = open_manifest(place, version)
+    try:
+        manifest = open_manifest(place, version)
+    except OutputError as error:
+        raise RecipeError(f"select.continue_from: {error}") from error
     dataset = manifest.record["dataset"]
     if dataset["fields"] != recipe.dataset.fields:
         raise RecipeError(

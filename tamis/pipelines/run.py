@@ -402,6 +402,19 @@ def read_run(folder: Path, which: str = COMMITTED, names: Iterable[str] = tuple(
     return described
 
 
+def read_run_of(manifest: Manifest, names: Iterable[str] = tuple(_DESCRIBED)) -> tuple[Path, dict[str, Any]]:
+    """The folder in which a manifest was committed, and what is said there of the last finished run.
+
+    Raises:
+        OutputError: The manifest lies in no run's folder, or the description does not say these.
+    """
+    above, linked = manifest.folder.parent, manifest.folder.resolve().parent
+    try:
+        return above, read_run(above, names=names)
+    except OutputError:
+        return linked, read_run(linked, names=names)
+
+
 def _says(described: Any, name: str) -> bool:
     """Whether a description has a value of that name which others can count on."""
     value = described.get(name) if isinstance(described, dict) else None

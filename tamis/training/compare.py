@@ -102,7 +102,7 @@ def compare(
     opened = [open_manifest(path) for path in manifests]
     target = home / COMPARISON if out is None else Path(out)
     check_target(target)
-    dataset = locate(home, None if data is None else Path(data))
+    dataset = locate(opened[0], None if data is None else Path(data))
     setting = read_setting(opened, names_of(manifests, (FULL, RANDOM, STRATIFIED)), dataset, test, share)
     config = plain(planned(opened[0]), epochs)
     arms = line_up(setting, config, stratified=stratified, as_recipe=as_recipe)

@@ -210,7 +210,7 @@ def train(
 
     manifest = open_manifest(run_or_manifest)
     if dataset is None:
-        dataset = locate(Path(run_or_manifest))
+        dataset = locate(manifest)
     section = manifest.record["recipe"].get("train", {})
     model, size = section.get("model", "text"), section.get("image_size")
     read = read_training(manifest, dataset, model, image_size=size, trust_rows=trust_rows)

@@ -9,7 +9,7 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from tamis.errors import DamagedManifestError
+from tamis.errors import DamagedManifestError, OutputError
 from tamis.manifests import open_manifest
 from tamis.manifests.canonical import canonical_json, digest
 from tamis.manifests.commit import commit
@@ -364,4 +364,7 @@ def test_a_pipe_in_place_of_a_part_does_not_hang(folder):
 
 
 def test_no_manifest_is_named(tmp_path):
-    refused(tmp_path / "nowhere", "nowhere")
+    (tmp_path / "file").write_text("x")
+    for place, why in (("nowhere", "does not exist"), ("file", "Not a directory"), ("a\0b", "null byte")):
+        with pytest.raises(OutputError, match=f"no commit record .*{why}"):
+            open_manifest(tmp_path / place)

@@ -570,7 +570,7 @@ def test_no_labels(place, compared):
         ((), 2, "Missing argument 'DIR...'"),
         (("one", "--hold-out", 1), 2, "is not in the range 0<x<1"),
         (("one", "--budget", "time"), 2, "'time' is not one of 'seen', 'epochs', 'both'"),
-        (("none",), 7, "none has no commit record"),
+        (("none",), 5, "none has no commit record"),
         (("one", "one"), 2, "none of them twice"),
         (("one", "--test", "gone.parquet"), 3, "gone.parquet does not exist"),
         (("one", "--plot", "picture.png"), 2, "ends in .svg"),

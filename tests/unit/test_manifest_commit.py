@@ -14,7 +14,6 @@ import pytest
 
 import tamis.manifests.reader as reader_module
 from tamis.errors import (
-    DamagedManifestError,
     DataError,
     DatasetMismatchError,
     OutputError,
@@ -193,7 +192,7 @@ def test_a_second_version_leaves_the_first_readable(tmp_path):
     assert open_manifest(tmp_path, version=1).record["seed"] == 17
     assert open_manifest(tmp_path / "v000001.json").record["seed"] == 17
     assert make(tmp_path) == tmp_path / "v000003.json"
-    with pytest.raises(DamagedManifestError, match=r"v000009\.json does not exist"):
+    with pytest.raises(OutputError, match=r"v000009\.json does not exist"):
         open_manifest(tmp_path, version=9)
 
 
@@ -243,7 +242,7 @@ def test_before_link_sees_all_parts_and_no_record_and_can_stop_it(tmp_path):
     with pytest.raises(DatasetMismatchError):
         make(tmp_path, before_link=changed)
     assert seen == [["audit", "select"]]
-    with pytest.raises(DamagedManifestError, match="nothing was committed"):
+    with pytest.raises(OutputError, match="nothing was committed"):
         open_manifest(tmp_path)
 
 
@@ -353,7 +352,7 @@ def test_killed_at_every_point_it_is_whole_or_absent_and_reruns(tmp_path, point,
     if committed:
         open_manifest(tmp_path / "a")
     else:
-        with pytest.raises(DamagedManifestError, match="nothing was committed"):
+        with pytest.raises(OutputError, match=r"nothing was committed|does not exist"):
             open_manifest(tmp_path / "a")
     make(tmp_path / "a")
     make(tmp_path / "b")
@@ -380,8 +379,30 @@ def test_explain(tmp_path):
     }
     kept = manifest.explain("s0")
     assert (kept["decision"], kept["rank"], kept["weight"], kept["gain"]) == ("kept", 1, 0.5, 1.0)
-    with pytest.raises(DataError, match="'nobody'"):
+    assert manifest.explain_row(2) == dropped
+    assert manifest.explain_row(0) == kept
+    for row in (-1, 6):
+        with pytest.raises(DataError, match=rf"no row {row} .* 0 to 5"):
+            manifest.explain_row(row)
+    with pytest.raises(DataError, match=r"'nobody' among the 6 rows .* as text, exactly$"):
         manifest.explain("nobody")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("S2", "nearest ids are 's2'"),
+        ("s6", "nearest ids are 's4', 's3', 's2'$"),
+        ("5", "exactly; the nearest ids are 'é5'"),
+        ("", "exactly$"),
+        ("x" * 1000, "exactly$"),
+        ("s2\udc80", "exactly$"),
+    ],
+)
+def test_a_miss_names_similar_ids(tmp_path, wanted, said):
+    make(tmp_path)
+    with pytest.raises(DataError, match=said):
+        open_manifest(tmp_path).explain(wanted)
 
 
 def test_another_dataset_is_refused(tmp_path):
