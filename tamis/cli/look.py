@@ -7,35 +7,73 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tamis.cli.common import FOLDER, JSON, errors, print_facts
+from tamis.cli.common import DATA, FOLDER, JSON, errors, print_facts, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tamis.manifests.reader import Manifest
+
+_TEXT_WIDTH = 400
+
 
 @click.command()
-@click.argument("sample_id", metavar="ID")
+@click.argument("sample_id", metavar="ID", required=False)
 @click.option(
     "--run",
     "folder",
     required=True,
     type=click.Path(path_type=Path),
-    help="A run folder or a manifest folder.",
+    help="A run folder, a manifest folder, or a version of one.",
 )
+@click.option("--row", type=click.IntRange(0), metavar="N", help="Row N of the dataset, from 0, instead of an ID.")
+@click.option("--text", "with_text", is_flag=True, help="Show the text of each row, from the dataset.")
+@DATA
 @JSON
 @errors
-def why(sample_id: str, folder: Path, as_json: bool) -> None:
+def why(
+    sample_id: str | None, folder: Path, row: int | None, with_text: bool, data: Path | None, as_json: bool
+) -> None:
     """Say what became of the row with ID, in which stage, why, and which row stands for it.
 
-    Example: tamis why t00042 --run runs/first
+    Where no kept row does, it names the kept row whose vector is nearest, if the run's folder still holds the vectors.
+
+    Example: tamis why t00042 --run runs/first --text
     """
     from tamis.manifests.reader import open_manifest
 
+    if (sample_id is None) == (row is None):
+        raise click.UsageError("give an ID or --row N, one of the two")
+    if data is not None and not with_text:
+        raise click.UsageError("--data says where the texts are: give --text")
     manifest = open_manifest(folder)
-    chain = [manifest.explain(sample_id)]
-    while chain[-1]["kept_sample_id"] is not None:
-        chain.append(manifest.explain(chain[-1]["kept_sample_id"]))
-    print_facts({"sample": chain[0], "stands_for_it": chain[1:]}, as_json, _show_why)
+    sample = manifest.explain(str(sample_id)) if row is None else manifest.explain_row(row)
+    chain = [sample]
+    while chain[-1]["kept_row"] is not None:
+        chain.append(manifest.explain_row(chain[-1]["kept_row"]))
+    near, note = (None, None) if chain[-1]["decision"] == "kept" else _nearest(manifest, sample["row"])
+    if with_text:
+        from tamis.pipelines.dataset import read_texts
+
+        shown = chain if near is None else [*chain, near]
+        for item, text in zip(shown, read_texts(manifest, [item["row"] for item in shown], data), strict=True):
+            item["text"] = text
+    facts = {"sample": sample, "stands_for_it": chain[1:], "nearest_kept": near, "note": note}
+    print_facts(facts, as_json, _show_why)
+
+
+def _nearest(manifest: Manifest, row: int) -> tuple[dict[str, Any] | None, str | None]:
+    """The kept row that is nearest to a row, explained, with its cosine; or why none is named."""
+    from tamis.errors import TamisError
+    from tamis.pipelines.workings import nearest_kept, workings_of
+
+    try:
+        found = nearest_kept(workings_of(manifest), row, manifest.select["row"].to_numpy())
+    except TamisError as error:  # a working folder is no part of the manifest, and may be gone
+        return None, f"no nearest kept row: {error}"
+    if found is None:
+        return None, "no nearest kept row: the run's folder has no vector of this row"
+    return {**manifest.explain_row(found["row"]), **found}, None
 
 
 @click.command()
@@ -54,16 +92,29 @@ def report(folder: Path) -> None:
 def _show_why(facts: Mapping[str, Any]) -> str:
     lines = []
     for depth, item in enumerate([facts["sample"], *facts["stands_for_it"]]):
-        score = "" if item["score"] is None else f" (score {item['score']:.4f})"
-        lines.append(
-            f"{'  ' * depth}{item['sample_id']} (row {item['row']}): {item['decision'].replace('_', ' ')} in "
-            f"{item['stage']}: {item['reason']}{score}"
-        )
-        if item["decision"] == "kept":
-            known = [
-                f"{key} {item[key]:g}" if isinstance(item[key], float) else f"{key} {item[key]}"
-                for key in ("rank", "weight", "gain", "cluster", "difficulty")
-                if item.get(key) is not None
-            ]
-            lines.append(f"{'  ' * depth}  {', '.join(known)}")
+        lines += [f"{'  ' * depth}{line}" for line in _show_fate(item)]
+    near = facts["nearest_kept"]
+    if near is not None:
+        lines.append(f"nearest kept row, cosine {near['cosine']:.4f} in {near['embeddings']}:")
+        lines += [f"  {line}" for line in _show_fate(near)]
+    if facts["note"] is not None:
+        lines.append(facts["note"])
     return "\n".join(lines)
+
+
+def _show_fate(item: Mapping[str, Any]) -> list[str]:
+    score = "" if item["score"] is None else f" (score {item['score']:.4f})"
+    lines = [
+        f"{visible(item['sample_id'])} (row {item['row']}): {item['decision'].replace('_', ' ')} in "
+        f"{item['stage']}: {item['reason']}{score}"
+    ]
+    if item["decision"] == "kept":
+        known = [
+            f"{key} {item[key]:g}" if isinstance(item[key], float) else f"{key} {item[key]}"
+            for key in ("rank", "weight", "gain", "cluster", "difficulty")
+            if item.get(key) is not None
+        ]
+        lines.append(f"  {', '.join(known)}")
+    if "text" in item:
+        lines.append(f"  {'(no text)' if item['text'] is None else visible(item['text'], _TEXT_WIDTH)}")
+    return lines
