@@ -6,6 +6,7 @@ import click
 
 from tamis import __version__
 from tamis.cli.compare import compare
+from tamis.cli.diff import diff
 from tamis.cli.export import export, import_list
 from tamis.cli.look import report, why
 from tamis.cli.run import plan, run, status, validate
@@ -21,11 +22,12 @@ def main() -> None:
     \b
     tamis run recipe.yaml --out runs/first    embed, deduplicate, score, select, commit a manifest
     tamis why ID --run runs/first             why a row was kept or dropped
+    tamis diff runs/first runs/second         what two subsets share, and why the rest differs
     tamis export runs/first --to parquet --out subset.parquet
     tamis train runs/first                    train on the subset
     tamis compare runs/first                  is it better than random rows?
     """  # noqa: D301
 
 
-for verb in (recipes, validate, plan, run, status, report, why, export, import_list, pack, train, compare):
+for verb in (recipes, validate, plan, run, status, report, why, diff, export, import_list, pack, train, compare):
     main.add_command(verb)

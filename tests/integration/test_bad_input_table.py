@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
+import tamis
 from tamis.manifests.canonical import canonical_json, digest, ipc_bytes
 from tamis.pipelines.recipe import _STAGE_MODELS, DatasetConfig, Recipe, TrainSection
 
@@ -862,7 +863,21 @@ VERBS = {
         "the folder of a run that has ended"),
     "why of no such version": ([], "why r0000 --run finished/manifest/v000007.json", 5, "v000007.json does not exist",
         "versions there are [1]"),
+    "why of no such row": ([], "why --row 60 --run finished", 3, "there is no row 60", "its rows are 0 to 59"),
+    "why of nobody": ([], "why --run finished", 2, "give an ID or --row N"),
+    "why of two": ([], "why r0000 --row 3 --run finished", 2, "give an ID or --row N"),
+    "why of other data without texts": ([], "why r0000 --run finished --data rows.parquet", 2, "give --text"),
+    "why with texts of other data": ([column("text", ["x"] * N)], "why r0000 --run finished --text --data rows.parquet",
+        6, "fingerprint"),
+    "why with texts of data that are gone": ([], "why r0000 --run finished --text --data gone.parquet", 3,
+        "gone.parquet does not exist"),
     "why of bytes that are no text": ([], "why '\udcff' --run finished", 3, "no sample has the id '\\udcff'"),
+    "a diff of one": ([], "diff finished", 2, "give at least two"),
+    "a diff with nothing": ([], "diff finished none", 5, "none has no commit record"),
+    "a diff of three with rows": ([], "diff finished finished finished --rows 1", 2, "lists rows of two subsets"),
+    "a diff of other data": ([column("text", [f"x{i}" for i in range(N)]),
+        lambda place: tamis.run(place.recipe, place.folder / "other", executor="sync")], "diff finished other", 6,
+        "no row is in the datasets of both", "60 ids are in both, with other contents"),
     "why of a stranger": ([], "why nobody --run finished", 3, "no sample has the id 'nobody' among the 60 rows",
         "compared as text, exactly"),
     "why of no id": ([], "why '' --run finished", 3, "no sample has the id ''"),
