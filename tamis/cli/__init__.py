@@ -6,6 +6,7 @@ import click
 
 from tamis import __version__
 from tamis.cli.compare import compare
+from tamis.cli.dedup import dedup_threshold
 from tamis.cli.diff import diff
 from tamis.cli.export import export, import_list
 from tamis.cli.look import report, why
@@ -29,5 +30,20 @@ def main() -> None:
     """  # noqa: D301
 
 
-for verb in (recipes, validate, plan, run, status, report, why, diff, export, import_list, pack, train, compare):
+for verb in (
+    recipes,
+    validate,
+    plan,
+    run,
+    status,
+    report,
+    why,
+    diff,
+    dedup_threshold,
+    export,
+    import_list,
+    pack,
+    train,
+    compare,
+):
     main.add_command(verb)
