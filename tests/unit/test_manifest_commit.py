@@ -194,6 +194,9 @@ def test_a_second_version_leaves_the_first_readable(tmp_path):
     assert make(tmp_path) == tmp_path / "v000003.json"
     with pytest.raises(OutputError, match=r"v000009\.json does not exist"):
         open_manifest(tmp_path, version=9)
+    assert open_manifest(tmp_path / "v000001.json").version == 1
+    with pytest.raises(OutputError, match=r"v000009\.json does not exist; versions there are \[1, 2, 3\]"):
+        open_manifest(tmp_path / "v000009.json")
 
 
 def test_parts(tmp_path):
