@@ -69,7 +69,7 @@ def _show_diff(facts: Mapping[str, Any]) -> str:
     rows, kept = facts["rows"], facts["kept"]
     if rows["only_a"] or rows["only_b"]:
         lines.append(
-            f"different datasets: {rows['both']:,} rows are in both, {rows['only_a']:,} in A's only, "
+            f"other rows to choose from: {rows['both']:,} are in both datasets, {rows['only_a']:,} in A's only, "
             f"{rows['only_b']:,} in B's only; {rows['changed']:,} ids have another content"
         )
     lines += [

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Float32 = npt.NDArray[np.float32]
     Float64 = npt.NDArray[np.float64]
 
-MEND = "a `tamis run` that needs it, such as one with another value for its stage, makes it again"
+MEND = "`tamis run` with another value for that stage makes again what it needs"
 
 _PRODUCTS = 1 << 22  # at a time: 16 MiB of float32
 _MOST_PAIRS = 4_000_000_000  # of rows and kept rows; about a minute for 384 dimensions on two cores

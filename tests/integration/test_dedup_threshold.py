@@ -208,6 +208,17 @@ def test_several_stages(data, tmp_path, cli):
     assert facts["choices"][0]["removed"] == len(rows)
 
 
+def test_a_run_that_works_elsewhere(data, tmp_path, cli):
+    work = tmp_path / "elsewhere"
+    tamis.run(recipe_of(data, EMBED, DEDUP, SELECT), tmp_path / "out", executor="sync", work=work)
+    result = cli("dedup-threshold", tmp_path / "out", "--eps", 0.1)
+    assert f"to apply: tamis run RECIPE --out {tmp_path / 'out'} --work {work} --set dedup.eps=0.1" in result.stdout
+    shutil.rmtree(work)
+    result = cli("dedup-threshold", tmp_path / "out")
+    assert result.exit_code == 5
+    assert f"files of 00-ingest, 01-embed, 02-dedup are gone from {work}" in result.stderr
+
+
 @pytest.mark.parametrize("task", ["dedup.pairs", "embed.block", "ingest.index"])
 def test_files_that_are_gone_or_damaged(copied, cli, task):
     path = next((copied / "work" / task).glob("*.arrow"))
@@ -215,9 +226,9 @@ def test_files_that_are_gone_or_damaged(copied, cli, task):
     if task == "dedup.pairs":
         data[-40] ^= 1
         path.write_bytes(data)
-        with pytest.raises(OutputError, match=r"02-dedup/pairs/00000 is damaged.*makes it again"):
+        with pytest.raises(OutputError, match=r"02-dedup/pairs/00000 is damaged.*makes again what it needs"):
             stored_pairs(copied).decide(0.1)
     path.unlink()
-    with pytest.raises(OutputError, match=r"files of .* are gone from .*makes it again"):
+    with pytest.raises(OutputError, match=r"files of .* are gone from .*makes again what it needs"):
         stored_pairs(copied)
     assert cli("dedup-threshold", copied).exit_code == 5

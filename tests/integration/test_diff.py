@@ -183,7 +183,7 @@ def test_another_version_of_the_data(runs, diff):
     row_of = {row["id"]: number for number, row in enumerate(old)}
     check_coverage(facts["coverage"]["a"], vectors(runs / "first"), a.select["row"].to_pylist())
     check_coverage(facts["coverage"]["b"], vectors(runs / "first"), [row_of[name] for name in ids[1] & known])
-    assert "different datasets: " in text
+    assert f"other rows to choose from: {len(both)} are in both datasets, " in text
     assert "absent: not in the dataset" in text
     # The other way round, A is what has been B.
     turned, _ = diff("grown", "first")
@@ -235,7 +235,7 @@ def test_a_damaged_working_file_is_noted(runs, tmp_path, cli):
     assert facts["coverage"] is None
     assert facts["shares"]["class"]["distance"] is not None
     assert len(facts["notes"]) == 2
-    assert all("is damaged: its sha256" in note and "makes it again" in note for note in facts["notes"])
+    assert all("is damaged: its sha256" in note and "makes again what it needs" in note for note in facts["notes"])
 
 
 def test_only_a_sample_is_measured_of_very_many_pairs(runs, monkeypatch):
