@@ -9,7 +9,7 @@ from tamis.cli.compare import compare
 from tamis.cli.dedup import dedup_threshold
 from tamis.cli.diff import diff
 from tamis.cli.export import export, import_list
-from tamis.cli.look import report, why
+from tamis.cli.look import leaks, report, why
 from tamis.cli.run import plan, run, status, validate
 from tamis.cli.start import recipes
 from tamis.cli.train import pack, train
@@ -38,6 +38,7 @@ for verb in (
     status,
     report,
     why,
+    leaks,
     diff,
     dedup_threshold,
     export,

@@ -1,4 +1,4 @@
-"""Verbs that look at what a run has done: why, report."""
+"""Verbs that look at what a run has done: why, leaks, report."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tamis.manifests.reader import Manifest
 
 _TEXT_WIDTH = 400
+_SHOWN = 20
 
 
 @click.command()
@@ -78,6 +79,38 @@ def _nearest(manifest: Manifest, row: int) -> tuple[dict[str, Any] | None, str |
 
 @click.command()
 @FOLDER
+@click.option("--out", type=click.Path(path_type=Path), help="Write all matches there, as Parquet.")
+@JSON
+@errors
+def leaks(folder: Path, out: Path | None, as_json: bool) -> None:
+    """List the rows of the run in DIR that are in its reference sets (dedup: against), or near to one of their rows.
+
+    Example: tamis leaks runs/first --out leaks.parquet
+    """
+    from tamis.reports.leaks import leaks as find
+
+    found = find(folder)
+    if out is not None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from tamis.manifests.atomic import write_atomic
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(found, sink)
+        write_atomic(out, sink.getvalue())
+    shown = found if as_json else found.slice(0, _SHOWN)
+    facts = {
+        "rows": len(set(found["row"].to_pylist())),
+        "matches": found.num_rows,
+        "out": None if out is None else str(out),
+        "leaks": shown.to_pylist(),
+    }
+    print_facts(facts, as_json, _show_leaks)
+
+
+@click.command()
+@FOLDER
 @errors
 def report(folder: Path) -> None:
     """Write DIR/report.html and DIR/report.json, and print the page's path.
@@ -87,6 +120,19 @@ def report(folder: Path) -> None:
     from tamis.reports.report import write_report
 
     click.echo(write_report(folder))
+
+
+def _show_leaks(facts: Mapping[str, Any]) -> str:
+    lines = [
+        f"{item['sample_id']} (row {item['row']}, {item['decision'].replace('_', ' ')}): "
+        f"{'same content as' if item['exact'] else 'cosine {:.4f} to'.format(item['cosine'])} "
+        f"{item['reference']} row {item['reference_row']}"
+        for item in facts["leaks"]
+    ]
+    if len(lines) < facts["matches"]:
+        lines.append(f"... and {facts['matches'] - len(lines):,} more; --out FILE writes all")
+    lines.append(f"{facts['rows']:,} rows leak, with {facts['matches']:,} matches listed")
+    return "\n".join(lines)
 
 
 def _show_why(facts: Mapping[str, Any]) -> str:

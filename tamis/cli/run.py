@@ -242,6 +242,11 @@ def show_run(result: Run) -> str:
         if "out_of_fold_accuracy" in stage["facts"]:
             right, largest = (stage["facts"][name] for name in ("out_of_fold_accuracy", "majority_share"))
             lines.append(f"proxy     {right:.1%} right out of fold; the largest class has {largest:.1%}")
+        if stage["facts"].get("leaks"):
+            lines.append(
+                f"leaks     {stage['facts']['leaks']:,} rows are in a reference set, or near to one of its rows: "
+                f"tamis leaks {short_path(result.folder)}"
+            )
     lines.append(f"manifest  {short_path(result.record)}")
     lines.append(f"subset    {facts['subset_id']}")
     lines.append(

@@ -41,7 +41,7 @@ COMPUTED_KEYS = ("format", "version", "counts", "files", "subset_id")
 """What the commit adds to it."""
 
 
-_BOUNDS = ("objective", "upper_bound", "ratio")
+CERTIFIED = ("objective", "upper_bound", "ratio")
 """What a certificate says at least."""
 
 
@@ -176,8 +176,8 @@ def check_body(body: Mapping[str, Any]) -> None:
     certificate = body["certificate"]
     _demand(
         certificate is None
-        or (isinstance(certificate, dict) and all(_is_number(certificate.get(name)) for name in _BOUNDS)),
-        f"certificate is not a mapping with the numbers {', '.join(_BOUNDS)}, or null",
+        or (isinstance(certificate, dict) and all(_is_number(certificate.get(name)) for name in CERTIFIED)),
+        f"certificate is not a mapping with the numbers {', '.join(CERTIFIED)}, or null",
     )
     _demand(isinstance(body["scores"], dict), "scores is not a mapping from name to declaration")
     _demand(

@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from tamis.selectors.facility_location import RANKED_CELL_ROWS, RANKED_PROBES, r
 from tamis.selectors.selection import resolve_budget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from tamis.pipelines.node import Artifact, Node
@@ -54,6 +55,7 @@ _LOADING = {
     "cluster.fit": 0.3,
     "dedup.pairs": 0.4,
     "dedup.near": 0.2,
+    "leakage.compare": 0.3,
     "score.fold": 0.9,
     "select.probe": 0.2,
     "select.list": 0.3,
@@ -237,8 +239,10 @@ def _left(kind: str, config: Mapping[str, Any], rows: int, dataset_rows: int) ->
     return rows
 
 
-def _amount(given: int | float, rows: int) -> int:
-    """How many rows a fraction or a count means, whether there are as many or not."""
+def _amount(given: int | float | Mapping[str, int], rows: int) -> int:
+    """How many rows a fraction or a count means, whether there are as many or not; of tokens or bytes, at most."""
+    if isinstance(given, Mapping):
+        return rows
     return resolve_budget(given, rows) if isinstance(given, float) else given
 
 
@@ -251,7 +255,7 @@ def _bytes_of_a_row(plan: Plan) -> tuple[float, float]:
         return 0.0, 0.0
     table, _ = read_rows(source, list(dict.fromkeys(fields.values())), 0, count)
     sizes = {role: table[name].nbytes / count for role, name in fields.items()}
-    width = sum(sizes.pop(role, 0.0) for role in ("id", "label"))
+    width = sum(sizes.pop(role, 0.0) for role in ("id", "label", "source"))
     return sum(sizes.values()), width
 
 
@@ -334,6 +338,17 @@ def _pairs(sizes: _Sizes, node: Node) -> Cost:
     return Cost(seconds, 32 * _MIB + 8 * min(sizes.rows, 65_536) * sizes.dim, share * 60)
 
 
+def _compare(sizes: _Sizes, node: Node) -> Cost:
+    rows = len(node.inputs["embeddings"]) * _block(sizes)
+    others = len(node.params["places"]) * sizes.block_rows  # the last block of a file may be smaller
+    return Cost(rows * others * (1.4 * sizes.dim / _FLOPS + 0.6e-9), 96 * _MIB, rows * 4)
+
+
+def _count(sizes: _Sizes, node: Node) -> Cost:
+    rows = len(node.inputs["blocks"]) * _block(sizes)
+    return Cost(rows * 2e-8, rows * 16, rows * 8)
+
+
 def _rank(sizes: _Sizes, node: Node) -> Cost:
     given = sizes.config["partition_rows"]
     size = min(sizes.rows, AUTO_PARTITION_ROWS if given == "auto" else given)
@@ -401,11 +416,16 @@ _COSTS: Mapping[str, Callable[[_Sizes, Node], Cost]] = {
     "dedup.gather": _by_row(3e-7, 100, 28),
     "dedup.pairs": _pairs,
     "dedup.near": _by_row(3e-6, 400, _EFFECT_BYTES),
+    "leakage.reference": _ingest,
+    "leakage.encode": _encode,
+    "leakage.compare": _compare,
+    "leakage.mark": _by_row(1.5e-6, 250, _EFFECT_BYTES + 4),
     "score.fold": _fold,
     "score.join": _by_row(5e-7, 150, _EFFECT_BYTES + 8),
     "score.read": _by_row(3e-6, 300, _EFFECT_BYTES + 8),
     "prune.loss": _by_row(1e-6, 150, _EFFECT_BYTES),
     "prune.density": _by_row(1e-6, 150, _EFFECT_BYTES),
+    "select.count": _count,
     "select.cells": _fit_cells,
     "select.probe": _probe_cells,
     "select.partition": _by_row(1e-6, 400, 150),

@@ -38,6 +38,15 @@ class Add(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Encoder:
+    """How rows are embedded that are not the dataset's: what an `embed.block` task is given beside the rows."""
+
+    params: Mapping[str, Json]
+    inputs: Mapping[str, list[Node]]
+    hints: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """Which node made what a stage can read.
 
@@ -50,6 +59,7 @@ class Flow:
         effects: All effects so far: the ledger.
         dataset: The recipe's dataset section.
         embeddings: The embedding blocks, aligned with `blocks`; empty before an embed stage.
+        encoder: What made the embeddings; none where they are of the dataset's rows alone, from a file.
         columns: Column name -> the effect that has it.
         centroids: The centroids of the last cluster stage.
         schedule: The last schedule stage's effect, for its facts.
@@ -67,6 +77,7 @@ class Flow:
     effects: tuple[Node, ...]
     dataset: DatasetConfig
     embeddings: tuple[Node, ...] = ()
+    encoder: Encoder | None = None
     columns: Mapping[str, Node] = field(default_factory=dict)
     centroids: Node | None = None
     schedule: Node | None = None
@@ -146,12 +157,14 @@ class Context:
         seed: [the recipe's seed, the stage's place]: the root of the stage's own random stream.
         folder: Where relative paths begin.
         max_bad_fraction: Share of rows that may be quarantined.
+        block_rows: Rows in a block.
         threads: Threads that a task may use while no other can run.
     """
 
     seed: tuple[int, int]
     folder: Path
     max_bad_fraction: float
+    block_rows: int
     threads: int = 1
 
 
@@ -215,7 +228,7 @@ def make_plan(
     for config in recipe.stages:
         if config.kind in DROPPING:
             flow = flow.before_dropping(config.kind)
-        context = Context((recipe.seed, len(stages)), folder, recipe.max_bad_fraction, threads)
+        context = Context((recipe.seed, len(stages)), folder, recipe.max_bad_fraction, recipe.block_rows, threads)
         dumped = config.model_dump(by_alias=True, mode="json")
         flow = stage(config.kind, dumped, partial(module(config.kind).expand, config, flow, context))
     target = stage(

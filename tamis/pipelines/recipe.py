@@ -13,11 +13,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tamis.errors import RecipeError
 from tamis.pipelines.strict_yaml import load_recipe_text
 
+_UNITS = ("tokens", "bytes")
 _NAME_BYTES, _PATH_BYTES = 255, 2048  # common file systems know no longer ones, and the recipe's folder comes before
 
 Path_ = tuple[str | int, ...]
@@ -43,6 +53,41 @@ def _is_amount(value: object) -> object:
     return value
 
 
+def _is_budget(value: object) -> object:
+    """Accept an amount of rows, or a whole number of tokens or of bytes."""
+    if not isinstance(value, Mapping):
+        return _is_amount(value)
+    (unit, amount), *others = value.items() or [(None, None)]
+    if others or unit not in _UNITS or isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
+        raise ValueError(
+            f"{dict(value)!r} is not an amount: give a fraction such as 0.25, a count of rows such as 1000, "
+            "{tokens: 1000000} or {bytes: 1000000}"
+        )
+    return dict(value)
+
+
+def _are_shares(value: object, info: ValidationInfo) -> object:
+    """Accept amounts by the names of groups, where rows are grouped."""
+    if value is None:
+        return value
+    if not isinstance(value, Mapping) or not value or not all(isinstance(name, str | int) for name in value):
+        raise ValueError(f"{value!r} is no mapping from names to amounts: write {{NAME: 0.5, OTHER: 0.25}}")
+    for name, amount in value.items():
+        try:
+            _is_amount(amount)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; given {dict(value)!r}") from error
+    if info.data.get("per") is None:
+        raise ValueError(f"{dict(value)!r} are shares of groups; name them: per: label, cluster or source")
+    return {str(name): amount for name, amount in value.items()}
+
+
+def _are_files(value: object) -> object:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError(f"{value!r} is not a list of files: write [eval.parquet]")
+    return tuple(value)
+
+
 def no_address(path: str) -> str:
     """Refuse the address of another machine where a file is named.
 
@@ -66,6 +111,7 @@ def _is_path(value: str) -> str:
 
 
 Amount = Annotated[int | float, Field(union_mode="left_to_right")]
+Budget = Annotated[int | float | dict[str, int], Field(union_mode="left_to_right")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PathText = Annotated[str, AfterValidator(_is_path)]
 
@@ -90,6 +136,9 @@ class DatasetConfig(_Frozen):
     tokens: str | None = Field(None, description="Column of token blocks: lists of whole numbers from 0 on.")
     vectors: str | None = Field(None, description="Column of precomputed vectors (lists of numbers).")
     label: str | None = Field(None, description="Column of the class label.")
+    source: str | None = Field(
+        None, description="Column that names where a row is from, for `per: source`; without it a file is a source."
+    )
 
     @model_validator(mode="after")
     def _has_content(self) -> DatasetConfig:
@@ -109,6 +158,7 @@ class DatasetConfig(_Frozen):
             "tokens": self.tokens,
             "vectors": self.vectors,
             "label": self.label,
+            "source": self.source,
         }
         return {role: column for role, column in roles.items() if column is not None}
 
@@ -179,11 +229,33 @@ class DedupConfig(_Frozen):
         description="Clusters in which a row seeks near duplicates: its own and the next nearest; 1, its own, is the "
         "paper's method, which loses pairs that a cluster's border separates.",
     )
+    against: tuple[PathText, ...] = Field(
+        (),
+        strict=False,
+        description="Reference sets, such as those to evaluate on: each a path as the dataset's, with the columns of "
+        "the dataset's content. Rows that are in one of them, or from cosine 1 - eps on near to one of its rows, leak.",
+    )
+    against_action: Literal["flag", "drop"] = Field(
+        "flag", description="against: what becomes of rows that leak; either way `tamis leaks DIR` lists them."
+    )
 
     @field_validator("n_clusters")
     @classmethod
     def _k(cls, value: str | int) -> str | int:
         return _positive(value)
+
+    _files = field_validator("against", mode="before")(_are_files)
+
+    @field_validator("against")
+    @classmethod
+    def _here(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(no_address(name) for name in value)
+
+    @model_validator(mode="after")
+    def _something_to_act_on(self) -> DedupConfig:
+        if self.against_action != "flag" and not self.against:
+            raise ValueError("against_action is about rows that leak; name the reference sets: against: [eval.parquet]")
+        return self
 
     @model_validator(mode="after")
     def _floor_below(self) -> DedupConfig:
@@ -304,9 +376,20 @@ class SelectConfig(_Frozen):
         "random",
         "stratified",
     ] = Field(description="How to select.")
-    budget: Amount = Field(description="How many rows: a fraction of the dataset or a count.")
-    per: Literal["label", "cluster"] | None = Field(
-        None, description="Share the budget over the classes, or the clusters, in proportion, and select in each."
+    budget: Budget = Field(
+        description="How much: a fraction of the dataset's rows, a count of rows, {tokens: N} or {bytes: N}. Tokens "
+        "are those of the tokens column; bytes are those of the text in UTF-8 and of the image file. Rows are then "
+        "taken in order (facility_location: by gain per token or byte) while they fit."
+    )
+    per: Literal["label", "cluster", "source"] | None = Field(
+        None,
+        description="Share the budget over the classes, the clusters or the sources, in proportion, and select in "
+        "each. A source is a file of the dataset, or a value of dataset.source.",
+    )
+    shares: dict[str, Amount] | None = Field(
+        None,
+        description="per: what some groups get, by name: a fraction of the budget, or so many of its rows, tokens or "
+        "bytes. The other groups share the rest in proportion.",
     )
     engine: Literal["auto", "exact", "sparse", "partitioned"] = Field(
         "auto",
@@ -347,7 +430,20 @@ class SelectConfig(_Frozen):
     )
     nu: float = Field(1.0, ge=0.0, le=1e6, description="conditional: how strongly to avoid them.")
 
-    _amount = field_validator("budget", mode="before")(_is_amount)
+    _amount = field_validator("budget", mode="before")(_is_budget)
+    _shares = field_validator("shares", mode="before")(_are_shares)
+
+    @model_validator(mode="after")
+    def _fits_budget(self) -> SelectConfig:
+        if isinstance(self.budget, dict) and (self.method == "duqgen" or self.engine == "partitioned"):
+            what = "method duqgen" if self.method == "duqgen" else "engine partitioned"
+            raise ValueError(f"budget {self.budget}: {what} counts rows; give a fraction or a count, or choose another")
+        return self
+
+    @property
+    def unit(self) -> str | None:
+        """What the budget counts other than rows: tokens or bytes."""
+        return next(iter(self.budget)) if isinstance(self.budget, dict) else None
 
     @model_validator(mode="after")
     def _fits_method(self) -> SelectConfig:

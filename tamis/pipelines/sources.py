@@ -244,6 +244,7 @@ def _is_list(kind: pa.DataType) -> bool:
 _ROLES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "id": (_is_name, "strings and whole numbers"),
     "label": (_is_name, "strings and whole numbers"),
+    "source": (_is_name, "strings and whole numbers"),
     "text": (_is_text, "strings"),
     "image": (_is_image, "the bytes of image files (binary) and Hugging Face's struct of bytes and path"),
     "tokens": (_is_tokens, "lists of whole numbers"),

@@ -95,14 +95,17 @@ def values(inputs: Inputs, role: str, name: str, rows: Rows) -> npt.NDArray[Any]
     at = np.searchsorted(table["row"].to_numpy(), rows)
     column = table[name].combine_chunks()
     if pa.types.is_fixed_size_binary(column.type):
-        width = column.type.byte_width
-        raw: npt.NDArray[Any] = np.frombuffer(column.buffers()[1], f"S{width}")[
-            column.offset : column.offset + len(column)
-        ]
-        return raw[at]
+        raw: npt.NDArray[Any] = fixed_bytes(column)[at]
+        return raw
     # Picked before it leaves Arrow: a null among the other rows would make floats of integers.
     picked: npt.NDArray[Any] = column.take(pa.array(at)).to_numpy(zero_copy_only=False)
     return picked
+
+
+def fixed_bytes(column: pa.FixedSizeBinaryArray) -> npt.NDArray[np.bytes_]:
+    """A column of hashes without nulls as numpy has them, without copying."""
+    raw = np.frombuffer(column.buffers()[1], f"S{column.type.byte_width}")
+    return raw[column.offset : column.offset + len(column)]
 
 
 def vectors(inputs: Inputs, rows: Rows, start: int = 0) -> npt.NDArray[np.float32]:

@@ -303,7 +303,12 @@ def on_graph(
     return _selection(trace, "sparse", _ratio(trace))
 
 
-def rank_partition(X_unit: Float32, budget: int, preselected: npt.NDArray[np.bool_] | None = None) -> Ranking:
+def rank_partition(
+    X_unit: Float32,
+    budget: int,
+    preselected: npt.NDArray[np.bool_] | None = None,
+    cost: npt.NDArray[np.int64] | None = None,
+) -> Ranking:
     """Rank the rows of one partition by exact greedy facility location.
 
     Takes 2 bytes of memory a pair of rows, and one thread.
@@ -313,10 +318,11 @@ def rank_partition(X_unit: Float32, budget: int, preselected: npt.NDArray[np.boo
         budget: How many rows to rank, in [1, n]; n ranks all, the last one included.
         preselected: bool[n], rows that are in the set already: they are not ranked, gains count beyond them, and n is
             the number of the others.
+        cost: int64[n] > 0, what each row costs: the next one is that of the largest gain per cost.
 
     Returns:
         Positions in the partition, int64[budget], and their gains when chosen, float64[budget], in units of f
-        and never increasing.
+        and, per cost, never increasing.
 
     Raises:
         RecipeError: The budget is not in [1, n].
@@ -325,10 +331,10 @@ def rank_partition(X_unit: Float32, budget: int, preselected: npt.NDArray[np.boo
     if not 1 <= budget <= free:
         raise RecipeError(f"cannot rank {budget} rows of a partition of {free}; give 1 to {free}")
     with one_blas_thread():
-        terms = Terms(budget)
+        terms = Terms(budget, cost=None if cost is None else cost.astype(np.float64))
         if preselected is not None and preselected.any():
             low = similarity_to(X_unit, X_unit[preselected])
-            terms = Terms(budget, low=low, candidates=np.flatnonzero(~preselected))
+            terms = dataclasses.replace(terms, low=low, candidates=np.flatnonzero(~preselected))
         trace = maximise(DenseKernel.of(X_unit), terms)
     return trace.chosen, trace.gains / UNIT
 

@@ -135,6 +135,31 @@ def draw_shares(
     return indices[order], gains[order]
 
 
+def draw_orders(
+    rankings: Sequence[Ranking], rng: np.random.Generator, temperature: float = 1.0, scale_free: bool = False
+) -> list[Ranking]:
+    """Draw every row of every partition, one after another: a budget then pays for the first rows of each.
+
+    Args:
+        rankings: As in `draw_shares`.
+        rng: The only source of randomness.
+        temperature: See `taylor_softmax`.
+        scale_free: See `taylor_softmax`.
+
+    Returns:
+        The partitions' indices and gains, in the order of the draw.
+
+    Raises:
+        RecipeError: An unusable temperature.
+        DataError: Gains that are not finite.
+    """
+    orders = [
+        draw(taylor_softmax(gains, temperature, scale_free), len(gains), rng) if len(gains) else np.empty(0, np.int64)
+        for _, gains in rankings
+    ]
+    return [(indices[order], gains[order]) for (indices, gains), order in zip(rankings, orders, strict=True)]
+
+
 def overlap_diagnostics(
     rankings: Sequence[Ranking],
     budget: int | float,

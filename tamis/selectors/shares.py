@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from tamis.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SHOWN = 10
+_ROUNDING = 1e-9  # of fractions that sum to 1
 
 
 def largest_remainder(
@@ -59,6 +68,69 @@ def largest_remainder(
     shares[members[capped]] = limits[members[capped]]
     free = members[~capped]
     shares[free] = _rounded(w[free], limits[free], total - int(shares.sum()))
+    return shares
+
+
+def named_shares(
+    sizes: npt.NDArray[np.int64],
+    total: int,
+    fixed: Mapping[str, int | float],
+    names: Sequence[str],
+    weights: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Split a total over groups of which some have a share of their own; the others get the rest in proportion.
+
+    Args:
+        sizes: int64[k], the most that each group can take.
+        total: What to split, >= 0.
+        fixed: By name, a fraction of the total as a float in (0, 1], or so much of it as an integer. Fractions are
+            rounded together, by largest remainder, with what they leave.
+        names: What each group is called, [k]; not needed where nothing is fixed.
+        weights: float64[k], in proportion to what the others get it; their sizes by default.
+
+    Returns:
+        int64[k] with sum exactly `total`.
+
+    Raises:
+        RecipeError: A name that no group has, or shares that the groups or the total are too small for, or that give
+            out less than the total and leave no other group.
+
+    >>> named_shares(np.array([50, 30, 20]), 10, {"b": 0.5, "c": 2}, "abc").tolist()
+    [3, 5, 2]
+    """
+    proportion = sizes.astype(np.float64) if weights is None else weights
+    if not fixed:
+        return largest_remainder(proportion, total, sizes)
+    place = {name: number for number, name in enumerate(names)}
+    unknown = [name for name in fixed if name not in place]
+    if unknown:
+        known = ", ".join(map(repr, names[:_SHOWN])) + (
+            f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        )
+        raise RecipeError(f"shares name {unknown[0]!r}, of which there is no row here; there are {known}")
+    parts = {name: share for name, share in fixed.items() if isinstance(share, float)}
+    rest = 1.0 - math.fsum(parts.values())
+    if rest < -_ROUNDING:
+        raise RecipeError(f"shares sum to {1.0 - rest:.6g} of the budget: give fractions that sum to at most 1")
+    split = largest_remainder(np.array([*parts.values(), rest if rest > _ROUNDING else 0.0]), total)
+    given = dict(fixed) | dict(zip(parts, split.tolist(), strict=False))
+    shares = np.zeros(len(sizes), np.int64)
+    for name, share in given.items():
+        if share > sizes[place[name]]:
+            raise RecipeError(
+                f"shares give {name!r} {share} of the budget of {total}, and it has {sizes[place[name]]}: give it "
+                "less, or drop less before"
+            )
+        shares[place[name]] = share
+    left = total - int(shares.sum())
+    others = np.array([place[name] for name in names if name not in fixed], np.int64)
+    room = int(sizes[others].sum())
+    if not 0 <= left <= room:
+        raise RecipeError(
+            f"shares give out {total - left} of the budget of {total}, and the other {len(others)} groups have {room}: "
+            + ("give out less" if left < 0 else "give out more, or a smaller budget")
+        )
+    shares[others] = largest_remainder(proportion[others], left, sizes[others])
     return shares
 
 

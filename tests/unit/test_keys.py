@@ -11,6 +11,7 @@ from typing import get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tamis.manifests.commit import commit
@@ -37,6 +38,7 @@ LOSS = {"kind": "prune", "method": "loss", "drop_highest": 0.1, "drop_lowest": 0
 FACILITY = {"kind": "select", "method": "facility_location", "budget": 0.25}
 TARGETED = {"kind": "select", "method": "targeted", "budget": 0.25, "queries": "v.npy"}
 CONDITIONAL = {"kind": "select", "method": "conditional", "budget": 0.25, "avoid": "v.npy"}
+AGAINST = {"kind": "dedup", "against": ["eval.parquet"]}
 INGENIOUS = {"kind": "select", "method": "ingenious", "budget": 0.25}
 PICK = {"kind": "pick", "ids": "losses.csv"}
 
@@ -59,6 +61,8 @@ ALTERNATIVES = {
         "n_clusters": ([EMBED], {"kind": "dedup"}, 3),
         "fit_rows": ([EMBED], {"kind": "dedup"}, 50),
         "probes": ([EMBED], {"kind": "dedup"}, 2),
+        "against": ([EMBED], {"kind": "dedup"}, ["eval.parquet"]),
+        "against_action": ([EMBED], AGAINST, "drop"),
     },
     "cluster": {
         "n_clusters": ([EMBED], CLUSTER, 3),
@@ -93,6 +97,7 @@ ALTERNATIVES = {
         "scale_free": ([EMBED], INGENIOUS, True),
         "partition_rows": ([EMBED], FACILITY, 64),
         "per": ([EMBED], FACILITY, "label"),
+        "shares": ([EMBED], {**FACILITY, "per": "label"}, {"shares": {"a": 0.5}}),
         "engine": ([EMBED], FACILITY, "sparse"),
         "stop_gain": ([EMBED], FACILITY, 0.5),
         "continue_from": ([EMBED], FACILITY, "earlier"),
@@ -152,6 +157,7 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     np.save(folder / "v.npy", rng.standard_normal((190, 3)))
     np.save(folder / "w.npy", rng.standard_normal((190, 3)))
+    pq.write_table(pa.table({"text": ["a", "b"], "i": [b"x", b"y"]}), folder / "eval.parquet")
     (folder / "losses.csv").write_text("sample_id,loss\nx,1.0\n")
     (folder / "other.csv").write_text("sample_id,loss\nx,2.0\n")
     (folder / "model").mkdir()
@@ -270,6 +276,7 @@ TRAIN_FIELDS = {
 }
 DATASET_FIELDS = {
     "path": "/elsewhere", "id": "label", "text": "label", "image": "i", "tokens": "t", "vectors": "v", "label": "text",
+    "source": "label",
 }  # fmt: skip
 SEEDED = [EMBED, {"kind": "dedup"}, CLUSTER, SCORE, DENSITY, INGENIOUS]
 
@@ -324,7 +331,7 @@ def test_every_training_field_is_above():
     assert fields == TRAIN_FIELDS.keys()
 
 
-@pytest.mark.parametrize("field", ["id", "text", "image", "tokens", "vectors", "label"])
+@pytest.mark.parametrize("field", ["id", "text", "image", "tokens", "vectors", "label", "source"])
 def test_the_columns_of_the_dataset_are_in_the_keys(folder, field):
     old = keys(recipe_of([{"kind": "dedup", "eps": 0.0}]), folder)
     dataset = {**DATASET, field: DATASET_FIELDS[field]}
@@ -416,6 +423,20 @@ def test_what_a_loss_file_holds_is_in_the_keys(folder, tmp_path):
     assert tasks(changed(old, keys(recipe_of([FILE_SCORE]), tmp_path))) == {"score"}
 
 
+def test_what_a_reference_set_holds_is_in_the_keys(folder, tmp_path):
+    old = keys(recipe_of([EMBED, AGAINST]), folder)
+    pq.write_table(pa.table({"text": ["a", "c"]}), tmp_path / "eval.parquet")
+    new = keys(recipe_of([EMBED, AGAINST]), tmp_path)
+    assert tasks(changed(old, new)) == {"dedup"}
+    # The reference is embedded as the dataset was.
+    assert "02-dedup/encode/00000" in changed(old, keys(recipe_of([EMBED | {"dim": 17}, AGAINST]), folder))
+
+
+def test_a_budget_of_bytes_leaves_the_partitions_as_they_are(folder):
+    old, new = (keys(recipe_of([EMBED, FACILITY | {"budget": b}]), folder) for b in (0.25, {"bytes": 500}))
+    assert changed(old, new) == {"02-select/count/00000", "02-select/rank/00000", "02-select/take"}
+
+
 # --- what must change nothing ---
 
 
@@ -434,6 +455,7 @@ def test_places_are_in_no_key(folder, tmp_path):
             {"kind": "embed", "encoder": f"vectors: {copy / 'v.npy'}"},
         ),
         (FILE_SCORE, {"kind": "score", "from": str(copy / "losses.csv")}),
+        (AGAINST | {"eps": 0.0}, {**AGAINST, "eps": 0.0, "against": [str(copy / "eval.parquet")]}),
     ):
         assert keys(recipe_of([elsewhere]), folder) == keys(recipe_of([stage]), folder)
 

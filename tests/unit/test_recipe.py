@@ -257,7 +257,7 @@ def test_amounts(value):
             ["partition_rows does not belong to method random"],
         ),
         ({"kind": "select", "method": "best", "budget": 1}, ["stages.0.method", "given 'best'"]),
-        ({"kind": "select", "method": "random", "budget": 1, "per": "source"}, ["stages.0.per", "'label'"]),
+        ({"kind": "select", "method": "random", "budget": 1, "per": "user"}, ["stages.0.per", "'label'"]),
         ({"kind": "select", "method": "targeted", "budget": 1}, ["method targeted needs `queries: FILE`"]),
         ({"kind": "select", "method": "k_center", "budget": 1, "ridge": 2.0}, ["ridge does not belong to"]),
         ({"kind": "select", "method": "ingenious", "budget": 1, "partition_rows": 0}, ["the least is 1"]),

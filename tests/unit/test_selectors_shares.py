@@ -2,11 +2,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
 from tamis.errors import RecipeError
-from tamis.selectors.shares import largest_remainder
+from tamis.selectors.shares import largest_remainder, named_shares
 
 
 def test_proportional_parts():
@@ -107,3 +107,29 @@ def test_many_shares_are_exact(kind):
 def test_message_shows_what_is_missing():
     with pytest.raises(RecipeError, match="cannot give out 5: the caps of 2 shares sum to 4, 1 too few"):
         largest_remainder(np.ones(2), 5, np.array([2, 2]))
+
+
+# --- shares of their own ---
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_named_shares_are_what_was_asked_and_sum_to_the_total(data):
+    sizes = np.array(data.draw(st.lists(st.integers(1, 60), min_size=2, max_size=7)), np.int64)
+    names = [f"g{i}" for i in range(len(sizes))]
+    own = data.draw(st.lists(st.sampled_from(names), unique=True, max_size=len(sizes)))
+    fixed = {name: data.draw(st.one_of(st.integers(1, 30), st.floats(0.01, 0.6))) for name in own}
+    total = data.draw(st.integers(1, int(sizes.sum())))
+    try:
+        shares = named_shares(sizes, total, fixed, names)
+    except RecipeError:
+        assume(fixed)
+        reject()
+    assert shares.sum() == total
+    assert ((shares >= 0) & (shares <= sizes)).all()
+    for name, share in fixed.items():
+        given_ = shares[names.index(name)]
+        assert given_ == share if isinstance(share, int) else abs(given_ - share * total) < 1
+    others = [i for i, name in enumerate(names) if name not in fixed]
+    left = total - sum(int(shares[names.index(name)]) for name in fixed)
+    assert shares[others].tolist() == largest_remainder(sizes[others].astype(float), left, sizes[others]).tolist()

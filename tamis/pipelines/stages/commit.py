@@ -60,7 +60,9 @@ def expand(
     }
     outside = {node.hints["file"]: node.params["sha256"] for node in nodes.values() if "file" in node.hints}
     models = {node.hints["model"]: node.params["revision"] for node in nodes.values() if "model" in node.hints}
-    hints = {"folder": str(out / "manifest"), "sources": sources, "outside": outside, "models": models}
+    others = [node.hints["source"] for node in nodes.values() if "source" in node.hints]  # reference sets among them
+    read = {source.location: source for source in (*sources, *others)}
+    hints = {"folder": str(out / "manifest"), "sources": tuple(read.values()), "outside": outside, "models": models}
     return add("commit.manifest", params, inputs, hints=hints)
 
 
@@ -75,6 +77,8 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
         for name in ("from", "queries", "avoid", "ids"):
             if stage.get(name):
                 stage[name] = "file"
+        if "against" in stage:
+            stage["against"] = ["file"] * len(stage["against"])
         if stage.get("continue_from"):
             stage["continue_from"] = "manifest"
     return dumped
@@ -140,7 +144,7 @@ def manifest(params: Mapping[str, Any], inputs: Inputs) -> Output:
             "cluster_dist": picked("cluster_dist", pa.float32()),
             "difficulty": picked("difficulty", pa.int16()),
             "group": pa.array(rows.to_numpy(), pa.int64(), mask=~np.isin(rows.to_numpy(), stands_for)),
-            "reason": pa.array(np.zeros(k), pa.uint16()),
+            "reason": audit["reason"].take(rows),
         }
     )
     body = {
@@ -226,19 +230,19 @@ def _audit(inputs: Inputs, index: pa.Table) -> tuple[pa.Table, list[str], np.nda
         if "partition" in table.column_names:
             partition[:] = -1
             partition[table["row"].to_numpy()] = table["partition"].to_numpy()
-        gone = table.filter(pc.not_equal(table["decision"], KEPT))
-        if not gone.num_rows:
-            continue
-        rows = gone["row"].to_numpy()
+        told = table.filter(pc.is_valid(table["reason"]))  # why rows are dropped, or what is to be said of kept ones
+        rows = told["row"].to_numpy()
         assert not decision[rows].any()  # a row is dropped once
+        for text in sorted(pc.unique(told["reason"]).to_pylist()):
+            if text not in reasons:
+                reasons.append(text)
+            reason[rows[pc.equal(told["reason"], text).to_numpy()]] = reasons.index(text)
+        gone = told.filter(pc.not_equal(told["decision"], KEPT))
+        rows = gone["row"].to_numpy()
         decision[rows] = gone["decision"].to_numpy()
         stage[rows] = _stage_number(item.name)
         kept_row[rows] = pc.fill_null(gone["kept_row"], -1).to_numpy()
         score[rows] = pc.fill_null(gone["score"], float("nan")).to_numpy()
-        for text in sorted(pc.unique(gone["reason"]).to_pylist()):
-            if text not in reasons:
-                reasons.append(text)
-            reason[rows[pc.equal(gone["reason"], text).to_numpy()]] = reasons.index(text)
     stage[decision == KEPT] = _stage_number(inputs.all("effects")[-1].name)
     stands_for = np.unique(kept_row[kept_row >= 0])
     table = pa.table(

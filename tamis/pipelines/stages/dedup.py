@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.stages.cluster import add_clusters, assignments
+from tamis.pipelines.stages.leakage import add_leakage
 from tamis.pipelines.state import (
     EXACT_DUP,
     KEPT,
@@ -62,7 +63,9 @@ _HELD_ROWS = 4 * _SHARD_ROWS
 
 
 def expand(config: DedupConfig, flow: Flow, context: Context, add: Add) -> Flow:
-    """Collapse exact duplicates; with embeddings and eps > 0, find the pairs above the floor and decide at eps."""
+    """Compare with reference sets; collapse exact duplicates; find the pairs above the floor and decide at eps."""
+    if config.against:
+        flow = add_leakage(config, flow, context, add)
     exact = add("dedup.exact", {}, flow.with_before({"alive": [flow.alive], "index": [flow.index]}))
     flow = dataclasses.replace(flow, alive=exact, effects=(*flow.effects, exact))
     if config.eps == 0:

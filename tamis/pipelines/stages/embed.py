@@ -26,6 +26,7 @@ from tamis.embeddings.kmeans import evenly_spaced
 from tamis.errors import DataError, RecipeError
 from tamis.manifests.canonical import sha256_file
 from tamis.pipelines.node import Inputs, Node, Output, Task, version_of
+from tamis.pipelines.plan import Encoder
 from tamis.pipelines.state import (
     KEPT,
     QUARANTINED,
@@ -89,6 +90,8 @@ def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
             )
         hints["file"] = str(path)
         params["sha256"] = sha256_file(path)
+    of_rows = encoder == "vectors" and bool(argument)
+    made_by = None if of_rows else Encoder(dict(params), dict(inputs), hints)
     # Rows that an earlier stage dropped are not encoded; without such a stage a block's embedding depends
     # on nothing but the block, so that a grown dataset embeds only its new blocks.
     if flow.alive is not flow.index:
@@ -98,7 +101,7 @@ def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
     for part, block in enumerate(flow.blocks):
         stop = start + block.params["stop"] - block.params["start"]
         # Only a lookup by dataset row makes a block depend on its place in the dataset.
-        place = {"start": start, "stop": stop} if (argument and encoder == "vectors") or "alive" in inputs else {}
+        place = {"start": start, "stop": stop} if of_rows or "alive" in inputs else {}
         blocks.append(add("embed.block", params | place, {"block": [block], **inputs}, part=part, hints=hints))
         start = stop
     check = add(
@@ -109,7 +112,13 @@ def expand(config: EmbedConfig, flow: Flow, context: Context, add: Add) -> Flow:
     # Clusters are those of other embeddings: they end here.
     columns = {name: node for name, node in flow.columns.items() if name not in ("cluster", "cluster_dist")}
     return dataclasses.replace(
-        flow, embeddings=tuple(blocks), alive=check, effects=(*flow.effects, check), columns=columns, centroids=None
+        flow,
+        embeddings=tuple(blocks),
+        encoder=made_by,
+        alive=check,
+        effects=(*flow.effects, check),
+        columns=columns,
+        centroids=None,
     )
 
 

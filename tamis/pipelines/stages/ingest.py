@@ -57,6 +57,7 @@ def expand(recipe: Recipe, sources: tuple[SourceFile, ...], rows: int, parent: P
         "has_id": recipe.dataset.id is not None,
         "max_bad_fraction": recipe.max_bad_fraction,
         "label": recipe.dataset.label is not None,
+        **({} if recipe.dataset.source is None else {"source": True}),
     }
     hints = {"files": [source.path for source in sources], "id": recipe.dataset.id}
     index = add("ingest.index", params, {"blocks": blocks}, hints=hints)
@@ -154,6 +155,8 @@ def block(params: Mapping[str, Any], inputs: Inputs) -> Output:
     problem = np.full(n, "", dtype=object)
     if "label" in fields:
         problem[_mask(pc.is_null(table["label"]))] = "label is null"
+    if "source" in fields:
+        problem[_mask(pc.is_null(table["source"]))] = "source is null"
     if "vectors" in fields:
         problem[_mask(pc.is_null(table["vectors"]))] = "vector is null"
     if "tokens" in fields:
@@ -219,7 +222,7 @@ def index(params: Mapping[str, Any], inputs: Inputs) -> Output:
         inputs.open(item).select(
             [
                 c
-                for c in ("id", "source_row", "content_hash", "payload_hash", "problem", "label")
+                for c in ("id", "source_row", "content_hash", "payload_hash", "problem", "label", "source")
                 if c in _names(inputs, item)
             ]
         )
@@ -256,12 +259,18 @@ def index(params: Mapping[str, Any], inputs: Inputs) -> Output:
     }
     facts: dict[str, Any] = {"rows": n, "quarantined": int(np.count_nonzero(bad))}
     if params["label"]:
-        labels = pc.if_else(pa.array(bad), pa.scalar(None, pa.large_string()), table["label"].combine_chunks())
-        classes = sorted(pc.unique(labels).drop_null().to_pylist())
-        columns["label"] = pc.index_in(labels, pa.array(classes, pa.large_string())).cast(pa.int32())
-        facts["classes"] = classes
+        columns["label"], facts["classes"] = _coded(table["label"], bad)
+    if params.get("source"):
+        columns["origin"], facts["origins"] = _coded(table["source"], bad)
     decision = np.where(bad, QUARANTINED, KEPT).astype(np.int8)
     return Output(effect(np.arange(n), decision, table["problem"].to_pylist(), **columns), facts)
+
+
+def _coded(column: pa.ChunkedArray, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[pa.Array, list[str]]:
+    """A column's values as places in the sorted list of all, null in bad rows; and that list."""
+    names = pc.if_else(pa.array(bad), pa.scalar(None, pa.large_string()), column.combine_chunks())
+    known = sorted(pc.unique(names).drop_null().to_pylist())
+    return pc.index_in(names, pa.array(known, pa.large_string())).cast(pa.int32()), known
 
 
 def before(params: Mapping[str, Any], inputs: Inputs) -> Output:

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tamis.embeddings.encoders import as_unit, count_vectors, read_vectors
 from tamis.errors import DataError, RecipeError
 from tamis.manifests.canonical import sha256_file
+from tamis.manifests.schema import CERTIFIED
+from tamis.pipelines.budget import costs_of, fitting, groups_of, money, shares_of
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.stages.prune import canonical
 from tamis.pipelines.state import (
@@ -33,18 +36,18 @@ from tamis.pipelines.state import (
     kept_before,
     matrix_column,
     matrix_of,
-    values,
     vectors,
 )
-from tamis.selectors.selection import Selection, resolve_budget
 from tamis.selectors.shares import largest_remainder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from tamis.pipelines.budget import Cost
     from tamis.pipelines.node import Node
     from tamis.pipelines.plan import Add, Context, Flow
     from tamis.pipelines.recipe import SelectConfig
+    from tamis.selectors.selection import Selection
 
 Floats = npt.NDArray[np.float64]
 Ranking = tuple[Rows, Floats]
@@ -52,6 +55,7 @@ Listed = tuple[Rows, npt.NDArray[np.int32], npt.NDArray[np.uint16]]
 
 AUTO_PARTITION_ROWS = 16_384  # its kernel takes 512 MiB
 LISTED_ROWS = 16_384  # rows that one task seeks neighbours for
+COUNTED_ROWS = 65_536  # rows whose tokens or bytes one task counts
 _SPREAD = ("facility_location", "ingenious")
 _LISTING = ("sparse", "partitioned")
 _WITHOUT_EMBEDDINGS = ("random", "stratified")
@@ -84,8 +88,13 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
         "rows": flow.rows,
         "per": config.per,
         "seed": list(context.seed),
+        **_sharing(config, flow),
     }
     inputs = {"alive": [flow.alive], "index": [flow.index]}
+    costs = {}
+    if config.unit is not None:
+        params["unit"] = config.unit
+        costs["costs"] = _counted(config, flow, add)
     if config.continue_from is not None:
         assert flow.before is not None  # made for this key
         inputs["before"] = [flow.before]
@@ -94,7 +103,7 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
     hints: dict[str, Any] = {}
     task = "select.take"
     if config.method in _SPREAD:
-        inputs |= _spread(config, flow, context, add, inputs)
+        inputs |= _spread(config, flow, context, add, inputs, costs)
         params |= {"stop_gain": config.stop_gain}
         if config.method == "ingenious":
             params |= {"temperature": config.temperature, "scale_free": config.scale_free}
@@ -105,11 +114,37 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
         if config.method in _FILES:
             path = _vectors_beside(context.folder / str(getattr(config, _FILES[config.method])))
             hints["file"], params["sha256"] = str(path), sha256_file(path)
-    node = add(task, params, inputs, hints=hints)
+    node = add(task, params, {**inputs, **costs}, hints=hints)
     columns = {name: column for name, column in flow.columns.items() if name != "gain"} | {"rank": node}
     if config.method not in (*_WITHOUT_EMBEDDINGS, "duqgen"):
         columns["gain"] = node
     return dataclasses.replace(flow, alive=node, effects=(*flow.effects, node), columns=columns, selection=node)
+
+
+def _sharing(config: SelectConfig, flow: Flow) -> dict[str, Any]:
+    """What a task must know to give some groups a share of their own."""
+    if config.shares is None:
+        return {}
+    files = {"files": flow.index.hints["files"]} if config.per == "source" and flow.dataset.source is None else {}
+    return {"shares": config.shares, **files}
+
+
+def _counted(config: SelectConfig, flow: Flow, add: Add) -> list[Node]:
+    """The nodes that count each row's tokens or bytes."""
+    roles = [
+        role for role in (("tokens",) if config.unit == "tokens" else ("text", "image")) if role in flow.dataset.fields
+    ]
+    if not roles:
+        needed = (
+            "tokens column (`tamis pack` makes one): dataset: {tokens: COLUMN}; or give the budget in bytes"
+            if config.unit == "tokens"
+            else "text or image column: dataset: {text: COLUMN}; or give the budget in rows"
+        )
+        raise RecipeError(f"select with a budget in {config.unit} needs the dataset's {needed}")
+    runs = _runs(flow.blocks, flow, COUNTED_ROWS)
+    return [
+        add("select.count", {"roles": roles}, {"blocks": some}, part=part) for part, (some, _, _) in enumerate(runs)
+    ]
 
 
 def _vectors_beside(path: Path) -> Path:
@@ -121,7 +156,12 @@ def _vectors_beside(path: Path) -> Path:
 
 
 def _spread(
-    config: SelectConfig, flow: Flow, context: Context, add: Add, inputs: Mapping[str, list[Any]]
+    config: SelectConfig,
+    flow: Flow,
+    context: Context,
+    add: Add,
+    inputs: Mapping[str, list[Any]],
+    costs: Mapping[str, list[Any]],
 ) -> dict[str, list[Any]]:
     """The nodes before the last one: partitions, rankings, and lists of neighbours."""
     embeddings = list(flow.need_embeddings(f"select with method {config.method}"))
@@ -141,7 +181,7 @@ def _spread(
                 {**inputs, "embeddings": part, "cells": [cells]},
                 part=number,
             )
-            for number, (part, start, stop) in enumerate(_runs_of_blocks(embeddings, flow))
+            for number, (part, start, stop) in enumerate(_runs(embeddings, flow, LISTED_ROWS))
         ]
         given |= {"cells": [cells], "probes": probes}
     if engine == "blocks":
@@ -153,12 +193,16 @@ def _spread(
     made = {"partitions": partitions}
     if engine != "sparse":
         shards = max(1, math.ceil(flow.rows / limit))
+        paid = costs if config.method == "facility_location" else {}  # INGENIOUS draws by the gains of rows
         made["rankings"] = [
-            add("select.rank", {"shard": shard, "shards": shards}, planned, part=shard) for shard in range(shards)
+            add("select.rank", {"shard": shard, "shards": shards}, {**planned, **paid}, part=shard)
+            for shard in range(shards)
         ]
     if engine == "partitioned":
-        proposing = {"budget": config.budget, "rows": flow.rows}
-        made["proposals"] = [add("select.propose", proposing, {**planned, **made})]
+        sharing = _sharing(config, flow)
+        proposing = {"budget": config.budget, "rows": flow.rows, **({"per": config.per, **sharing} if sharing else {})}
+        named = {"index": inputs["index"]} if sharing else {}
+        made["proposals"] = [add("select.propose", proposing, {**planned, **made, **named})]
         planned["proposals"] = made["proposals"]
     if listing:
         shards = max(1, math.ceil(flow.rows / LISTED_ROWS))
@@ -168,13 +212,13 @@ def _spread(
     return made
 
 
-def _runs_of_blocks(embeddings: Sequence[Node], flow: Flow) -> Iterator[tuple[list[Node], int, int]]:
-    """Consecutive blocks of about as many rows as one task lists, and the rows that they span."""
+def _runs(nodes: Sequence[Node], flow: Flow, rows: int) -> Iterator[tuple[list[Node], int, int]]:
+    """Consecutive nodes, one a block, of about so many rows, and the rows that they span."""
     sizes = [block.params["stop"] - block.params["start"] for block in flow.blocks]
     starts = list(itertools.accumulate(sizes, initial=0))
-    count = max(1, LISTED_ROWS // max(sizes))
-    for first in range(0, len(embeddings), count):
-        some = list(embeddings[first : first + count])
+    count = max(1, rows // max(sizes))
+    for first in range(0, len(nodes), count):
+        some = list(nodes[first : first + count])
         yield some, starts[first], starts[first + len(some)]
 
 
@@ -201,7 +245,7 @@ def cells(params: Mapping[str, Any], inputs: Inputs) -> Output:
     rows = alive[order]
     owners, centroids, probes = [np.empty(0, np.int32)], [], 1
     with one_blas_thread():
-        for group, members, engine in _engines(params, _groups(inputs, rows, params["per"])):
+        for group, members, engine in _engines(params, groups_of(inputs, rows, params["per"])):
             if engine not in _LISTING:
                 continue
             sparse = engine == "sparse"
@@ -225,7 +269,7 @@ def probe(params: Mapping[str, Any], inputs: Inputs) -> Output:
     owner = table["group"].to_numpy()
     centroids = matrix_of(table)
     rows = alive_between(inputs, params["start"], params["stop"])
-    groups = _groups(inputs, rows, params["per"])
+    groups = groups_of(inputs, rows, params["per"])
     found = np.full((len(rows), count), -1, np.int32)
     with one_blas_thread():
         for group in np.intersect1d(groups, owner).tolist():
@@ -252,7 +296,7 @@ def partition(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
     alive, order = canonical(inputs)
     rows = alive[order]
-    groups = _groups(inputs, rows, params["per"])
+    groups = groups_of(inputs, rows, params["per"])
     limit, n = params["partition_rows"], len(rows)
     parts, within = np.empty(n, np.int32), np.empty(n, np.int32)
     ranked, listed = np.ones(n, np.bool_), np.zeros(n, np.bool_)
@@ -318,19 +362,13 @@ def _probes(inputs: Inputs, rows: Rows) -> npt.NDArray[np.int32]:
     return out
 
 
-def _groups(inputs: Inputs, rows: Rows, per: str | None) -> npt.NDArray[np.int32]:
-    if per is None:
-        return np.zeros(len(rows), np.int32)
-    found: npt.NDArray[np.int32] = values(inputs, "index" if per == "label" else "cluster", per, rows).astype(np.int32)
-    return found
-
-
 def rank(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Rank every row of one shard's partitions by exact greedy gains: any budget is then decided by a merge."""
     from tamis.selectors.facility_location import rank_partition
 
     plan = _Plan.read(inputs)
     before = kept_before(inputs, plan.rows)
+    cost = costs_of(inputs, plan.rows) if inputs.all("costs") else None
     ranked_rows, ranked_gains, ranked_parts = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int32)]
     mine = np.unique(plan.parts[plan.ranked != 0])
     for part in mine[mine % params["shards"] == params["shard"]]:
@@ -339,7 +377,8 @@ def rank(params: Mapping[str, Any], inputs: Inputs) -> Output:
         if there.all():
             continue
         count = int(np.count_nonzero(~there))
-        indices, gains = rank_partition(vectors(inputs, members), count, there if there.any() else None)
+        own = None if cost is None else cost[places]
+        indices, gains = rank_partition(vectors(inputs, members), count, there if there.any() else None, own)
         ranked_rows.append(members[indices])
         ranked_gains.append(gains)
         ranked_parts.append(np.full(len(indices), part, np.int32))
@@ -364,7 +403,8 @@ def propose(params: Mapping[str, Any], inputs: Inputs) -> Output:
     rankings = plan.rankings(inputs)
     before = kept_before(inputs, plan.rows)
     proposed = [np.flatnonzero(before & (plan.listed != 0))]
-    for group, share in _shares(params, plan.groups, before).items():
+    cost = np.ones(len(plan.rows), np.int64)
+    for group, share in shares_of(params, inputs, plan.groups, cost, before).items():
         members = np.flatnonzero(plan.groups == group)
         if share and plan.listed[members[0]]:
             proposed.append(proposals_of(plan.of_group(rankings, members), share))
@@ -486,52 +526,26 @@ class _Plan:
         return [rankings[part] for part in np.unique(self.parts[members]).tolist() if part in rankings]
 
 
-def _shares(params: Mapping[str, Any], groups: npt.NDArray[np.int32], before: npt.NDArray[np.bool_]) -> dict[int, int]:
-    """How many rows to choose of each group: its share of the budget, in proportion to its size.
-
-    Where rows were kept before, what is left of the budget goes to the groups that have less than their share.
-    """
-    names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    there = np.bincount(group[before], minlength=len(names))
-    budget = _budget(params, len(groups))
-    left = _left_of(budget, int(there.sum()), params)
-    shares = largest_remainder(sizes.astype(np.float64), budget, sizes.astype(np.int64))
-    if there.any():
-        lacking = np.maximum(shares - there, 0).astype(np.float64)
-        shares = largest_remainder(lacking, left, (sizes - there).astype(np.int64))
-    return dict(zip(names.tolist(), shares.tolist(), strict=True))
-
-
-def _left_of(budget: int, before: int, params: Mapping[str, Any]) -> int:
-    """What is left of the budget beside the rows that were kept before."""
-    if before > budget:
-        raise RecipeError(
-            f"select.budget {params['budget']} is {budget} rows, fewer than the {before} that the manifest in "
-            f"continue_from keeps; give at least {before}"
-        )
-    return budget - before
-
-
 def take(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Take the budget: shares for the groups, then the merged ranking, the draw, or greedy on the lists in each."""
     alive, order = canonical(inputs)
     rows = alive[order]
-    budget = _budget(params, len(rows))
+    cost = costs_of(inputs, rows)
     rng = generator(params)
     columns: dict[str, pa.Array] = {}
     first = _in_order_of_then(inputs, rows)
     if params["method"] in _SPREAD:
         plan = _Plan.read(inputs)
         assert np.array_equal(plan.rows, rows)  # both in canonical order
-        chosen, gains, facts = _from_partitions(params, inputs, plan, rng)
+        chosen, gains, facts = _from_partitions(params, inputs, plan, cost, rng)
         if params["method"] == "ingenious":  # a training may draw again (`IngeniousSampler`)
             part = np.empty(len(alive), np.int32)
             part[order] = plan.parts
             columns["partition"] = pa.array(part, pa.int32())
     else:
-        chosen, gains, facts = _uniform(params, inputs, rows, budget, rng, first), None, {}
+        chosen, gains, facts = _uniform(params, inputs, rows, cost, first, rng), None, {}
     chosen = np.concatenate([first, chosen])
-    facts = {"budget": budget, "method": params["method"], **facts}
+    facts = {**_spent(params, cost, chosen), **facts}
     return _output(params, alive, order, chosen, gains, facts, columns)
 
 
@@ -559,7 +573,7 @@ def whole(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
     alive, order = canonical(inputs)
     rows = alive[order]
-    budget = _budget(params, len(rows))
+    cost, groups = costs_of(inputs, rows), groups_of(inputs, rows, params["per"])
     options = dict(params["options"])
     if params["method"] == "duqgen":
         options["rng"] = generator(params)
@@ -570,19 +584,41 @@ def whole(params: Mapping[str, Any], inputs: Inputs) -> Output:
     def run(X: npt.NDArray[np.float32], count: int) -> Selection:
         return selector(X, budget=count, **options)
 
-    unit = vectors(inputs, rows)
-    if params["per"]:
-        selection = per_group(run, unit, _groups(inputs, rows, params["per"]), budget=budget)
-    else:
-        selection = run(unit, budget)
-    gains = None
+    shares = shares_of(params, inputs, groups, cost, np.zeros(len(rows), np.bool_))
+    unit, at = vectors(inputs, rows), np.arange(len(rows))
+    if inputs.all("costs"):
+        # A row that alone costs more than its group has is not looked at.
+        at = np.flatnonzero(cost <= np.array([shares[group] for group in groups.tolist()], np.int64))
+        shares = {
+            group: _first_that_fit(run, unit[at[own]], cost[at[own]], shares[group])
+            for group in np.unique(groups[at]).tolist()
+            for own in [np.flatnonzero(groups[at] == group)]
+        }
+        if not shares:
+            raise _pays_for_nothing(params, cost)
+    selection = per_group(run, unit[at], groups[at], budget=shares) if params["per"] else run(unit[at], shares[0])
+    gains, chosen = None, at[selection.indices]
     if selection.gains is not None:
         gains = np.full(len(rows), np.nan)
-        gains[selection.indices] = selection.gains
-    facts: dict[str, Any] = {"budget": budget, "method": params["method"]}
+        gains[chosen] = selection.gains
+    facts = _spent(params, cost, chosen)
     if selection.certificate:
-        facts["certificate"] = {name: round(value, 6) for name, value in selection.certificate.items()}
-    return _output(params, alive, order, selection.indices, gains, facts)
+        figures = {name: round(value, 6) for name, value in selection.certificate.items()}
+        facts["certificate" if figures.keys() >= set(CERTIFIED) else "figures"] = figures  # k_center has a radius
+    return _output(params, alive, order, chosen, gains, facts)
+
+
+def _first_that_fit(
+    run: Callable[[npt.NDArray[np.float32], int], Selection], X: npt.NDArray[np.float32], cost: Cost, share: int
+) -> int:
+    """How many of the rows that greedy chooses first the share pays for; each of them alone it does."""
+    count = min(len(X), max(1, math.ceil(share / cost.mean())))
+    while True:
+        spent = np.cumsum(cost[run(X, count).indices])
+        fit = int(np.searchsorted(spent, share, side="right"))
+        if fit < count or count == len(X):
+            return fit
+        count = min(len(X), 2 * count)
 
 
 def _beside(inputs: Inputs) -> npt.NDArray[np.float32]:
@@ -615,46 +651,61 @@ def _output(
         score[order] = gains
         columns["gain"] = pa.array(score, pa.float64(), mask=np.isnan(score))
     decision = np.where(stays, KEPT, NOT_IN_BUDGET).astype(np.int8)
-    reason = f"not in the budget of {facts['budget']} ({params['method']})"
+    amount = " ".join(str(facts[name]) for name in ("budget", "unit") if name in facts)
+    reason = f"not in the budget of {amount} ({params['method']})"
     return Output(effect(alive, decision, reason, score=score, **columns), facts)
 
 
-def _budget(params: Mapping[str, Any], available: int) -> int:
-    budget, rows = params["budget"], params["rows"]
-    wanted = resolve_budget(budget, rows)
-    if wanted > available:
-        raise RecipeError(
-            f"select.budget {budget} of {rows} rows is {wanted}, but only {available} rows reach this stage; "
-            f"give at most {available} or {available / rows:.4f}, or drop less before"
-        )
-    return wanted
+def _spent(params: Mapping[str, Any], cost: Cost, chosen: Rows) -> dict[str, Any]:
+    """The facts of the budget, which something must fit into."""
+    facts: dict[str, Any] = {"budget": money(params, cost), "method": params["method"]}
+    unit = params.get("unit")
+    if unit is None:
+        return facts
+    if not len(chosen):
+        raise _pays_for_nothing(params, cost)
+    return facts | {"unit": unit, "spent": int(cost[chosen].sum())}
+
+
+def _pays_for_nothing(params: Mapping[str, Any], cost: Cost) -> RecipeError:
+    where = f" shared per {params['per']}" if params["per"] else ""
+    return RecipeError(
+        f"select.budget of {money(params, cost)} {params['unit']}{where} pays for no row: the cheapest has "
+        f"{cost.min()}; give more"
+    )
 
 
 def _uniform(
-    params: Mapping[str, Any], inputs: Inputs, rows: Rows, budget: int, rng: np.random.Generator, first: Rows
+    params: Mapping[str, Any], inputs: Inputs, rows: Rows, cost: Cost, first: Rows, rng: np.random.Generator
 ) -> Rows:
-    """The rows drawn beside the `first` ones, which there are already."""
-    from tamis.selectors.uniform import random, stratified
-
-    if params["method"] == "stratified" or params["per"]:
-        return stratified(_groups(inputs, rows, params["per"] or "label"), budget=budget, rng=rng).indices
-    left = _left_of(budget, len(first), params)
-    others = np.setdiff1d(np.arange(len(rows)), first)
-    return others[random(len(others), budget=left, rng=rng).indices] if left else first[:0]
+    """The rows drawn beside the `first` ones, which there are already: in each group at random, while they fit."""
+    per = params["per"] or ("label" if params["method"] == "stratified" else None)
+    groups = groups_of(inputs, rows, per)
+    before = np.zeros(len(rows), np.bool_)
+    before[first] = True
+    others = np.flatnonzero(~before)
+    shuffled = others[rng.permutation(len(others))]
+    taken = np.zeros(len(shuffled), np.bool_)
+    for group, share in shares_of(params, inputs, groups, cost, before).items():
+        own = np.flatnonzero(groups[shuffled] == group)
+        taken[own] = fitting(cost[shuffled[own]], share)
+    drawn: Rows = shuffled[taken]
+    return drawn
 
 
 def _from_partitions(
-    params: Mapping[str, Any], inputs: Inputs, plan: _Plan, rng: np.random.Generator
+    params: Mapping[str, Any], inputs: Inputs, plan: _Plan, cost: Cost, rng: np.random.Generator
 ) -> tuple[Rows, Floats, dict[str, Any]]:
     """Return the chosen places in rank order, every place's gain (NaN: not computed), and facts."""
-    from tamis.selectors.ingenious import draw_shares, overlap_diagnostics
+    from tamis.selectors.ingenious import overlap_diagnostics
 
     gains = np.full(len(plan.rows), np.nan)
     chosen: list[Rows] = [np.empty(0, np.int64)]
     objective = bound = 0.0
     overlaps: list[dict[str, int]] = []
     before = kept_before(inputs, plan.rows)
-    shares = _shares(params, plan.groups, before)
+    shares = shares_of(params, inputs, plan.groups, cost, before)
+    paid = cost if inputs.all("costs") else None
     rankings = plan.rankings(inputs) if inputs.all("rankings") else {}
     lists = list(_listed(inputs))
     proposed = inputs.table("proposals")["place"].to_numpy() if inputs.all("proposals") else None
@@ -663,25 +714,25 @@ def _from_partitions(
             continue
         members = np.flatnonzero(plan.groups == group)
         if plan.listed[members[0]]:
-            indices, own, most = _on_lists(lists, plan, proposed, before[members], members, share)
+            indices, own, most = _on_lists(lists, plan, proposed, before[members], members, share, paid)
             gains[members] = own
         else:
             ranked = plan.of_group(rankings, members)
             for places, own in ranked:
                 gains[places] = own
             if params["method"] == "ingenious":
-                indices, _ = draw_shares(ranked, share, rng, params["temperature"], params["scale_free"])
                 options = (params["temperature"], params["scale_free"])
-                overlaps.append(overlap_diagnostics(ranked, share, generator(params, 1), *options))
-                most = math.nan
+                indices, most = _drawn(ranked, share, paid, rng, *options), math.nan
+                if len(indices):
+                    overlaps.append(overlap_diagnostics(ranked, len(indices), generator(params, 1), *options))
             else:
-                indices, most = _merged(ranked, share)
+                indices, most = _merged(ranked, share) if paid is None else _merged_by_cost(ranked, share, paid)
         if params["stop_gain"] is not None:
             indices = indices[gains[indices] >= params["stop_gain"]]
         objective, bound = objective + float(gains[indices].sum()), bound + most
         chosen.append(indices)
     places = np.concatenate(chosen)
-    places = places[np.lexsort((places, -gains[places]))]
+    places = places[np.lexsort((places, -gains[places] / (1 if paid is None else paid[places])))]
     facts: dict[str, Any] = {
         "shares": list(shares.values()),
         "partitions": len(np.unique(plan.parts)),
@@ -711,6 +762,44 @@ def _merged(rankings: list[Ranking], share: int) -> tuple[Rows, float]:
     return indices, float(gains.sum()) + share * max(following, default=0.0)
 
 
+def _merged_by_cost(rankings: list[Ranking], share: int, cost: Cost) -> tuple[Rows, float]:
+    """What a share pays for of some rankings by gain per cost, and what no set that it pays for exceeds.
+
+    A gain counts from all that are ranked before, those passed over too: what it says is never too much.
+    """
+    from tamis.selectors.facility_location import merge_rankings
+
+    by_ratio = [(rows, gains / cost[rows]) for rows, gains in rankings]
+    rows, ratios = merge_rankings(by_ratio, sum(len(rows) for rows, _ in rankings))
+    taken = fitting(cost[rows], share)
+    if taken.all():
+        return rows, float((ratios * cost[rows]).sum())
+    # OPT <= f(P) + share max_j gain(j | P) / cost(j), for the rows P before the first that is passed over.
+    first = int(np.argmin(taken))
+    return rows[taken], float((ratios[:first] * cost[rows[:first]]).sum() + share * ratios[first])
+
+
+def _drawn(
+    rankings: list[Ranking],
+    share: int,
+    cost: Cost | None,
+    rng: np.random.Generator,
+    temperature: float,
+    scale_free: bool,
+) -> Rows:
+    """Draw from every partition its part of a share: so many rows, or those that it pays for in the order drawn."""
+    from tamis.selectors.ingenious import draw_orders, draw_shares
+
+    if cost is None:
+        return draw_shares(rankings, share, rng, temperature, scale_free)[0]
+    sizes = np.array([cost[rows].sum() for rows, _ in rankings], np.int64)
+    parts = largest_remainder(sizes.astype(np.float64), min(share, int(sizes.sum())), sizes)
+    orders = draw_orders(rankings, rng, temperature, scale_free)
+    return np.concatenate(
+        [rows[fitting(cost[rows], part)] for (rows, _), part in zip(orders, parts.tolist(), strict=True)]
+    )
+
+
 def _on_lists(
     lists: Sequence[Listed],
     plan: _Plan,
@@ -718,6 +807,7 @@ def _on_lists(
     before: npt.NDArray[np.bool_],
     members: Rows,
     share: int,
+    cost: Cost | None,
 ) -> tuple[Rows, Floats, float]:
     """Greedy on a group's lists: the chosen places, each member's gain, and the bound on the listed objective."""
     from tamis.embeddings.grid import UNIT
@@ -736,6 +826,9 @@ def _on_lists(
         at = plan.within[place[mine]]
         neighbours[at], similarity[at] = found[mine], near[mine]
     terms = Terms(share, low=_represented(neighbours, similarity, before), candidates=candidates)
+    if cost is not None:
+        most = len(members) if candidates is None else len(candidates)
+        terms = dataclasses.replace(terms, budget=most, cost=cost[members].astype(np.float64), money=share)
     trace = on_neighbours(neighbours, similarity, terms, symmetric=proposed is None)
     gains = trace.remaining / UNIT
     if candidates is not None:  # the others were not looked at
@@ -763,7 +856,21 @@ def _listed(inputs: Inputs) -> Iterator[Listed]:
         yield table["place"].to_numpy(), matrix_of(table, "neighbours"), matrix_of(table, "similarity")
 
 
+def count(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Count the tokens, or the bytes of text and image, of the rows of some blocks."""
+    counted = []
+    for item in inputs.all("blocks"):
+        table = inputs.open(item)
+        cost = np.zeros(table.num_rows, np.int64)
+        for role in params["roles"]:
+            length = pc.list_value_length if role == "tokens" else pc.binary_length
+            cost += pc.fill_null(length(table[role]), 0).to_numpy()
+        counted.append(cost)
+    return Output(pa.table({"cost": pa.array(np.concatenate(counted))}))
+
+
 TASKS = {
+    "count": Task(count),
     "cells": Task(cells, packages=("numba",)),
     "probe": Task(probe, packages=("numba",)),
     "partition": Task(partition, version=3, packages=("numba",)),
