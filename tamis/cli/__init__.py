@@ -11,7 +11,7 @@ from tamis.cli.diff import diff
 from tamis.cli.export import export, import_list
 from tamis.cli.look import leaks, report, why
 from tamis.cli.run import plan, run, status, validate
-from tamis.cli.start import recipes
+from tamis.cli.start import init, recipes
 from tamis.cli.train import pack, train
 
 
@@ -21,6 +21,7 @@ def main() -> None:
     """Sift a training set down to the part worth training on.
 
     \b
+    tamis init train.parquet                  look at a dataset and write a first recipe
     tamis run recipe.yaml --out runs/first    embed, deduplicate, score, select, commit a manifest
     tamis why ID --run runs/first             why a row was kept or dropped
     tamis diff runs/first runs/second         what two subsets share, and why the rest differs
@@ -31,6 +32,7 @@ def main() -> None:
 
 
 for verb in (
+    init,
     recipes,
     validate,
     plan,

@@ -1,10 +1,54 @@
-"""Verbs to begin with: recipes."""
+"""Verbs to begin with: init, recipes."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from tamis.cli.common import errors
+from tamis.cli.common import JSON, errors, print_facts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@click.command()
+@click.argument("data")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("recipe.yaml"),
+    show_default=True,
+    help="The recipe to write; nothing is overwritten.",
+)
+@JSON
+@errors
+def init(data: str, out: Path, as_json: bool) -> None:
+    """Look at DATA, guess what its columns mean, and write a first recipe that runs on it.
+
+    DATA is a file, a glob in quotes, a folder of files or of images, or a folder of Hugging Face's save_to_disk. What
+    was guessed, and why, is said on standard error.
+
+    Example: tamis init train.parquet --out recipe.yaml
+    """
+    from tamis.pipelines.starter import write_starter
+
+    found = write_starter(data, out)
+    for line in found.why:
+        click.echo(line, err=True)
+    if found.bad:
+        click.echo(f"{found.bad:,} of the first {found.looked:,} rows cannot be used: see max_bad_fraction", err=True)
+    facts = {
+        "recipe": str(out),
+        "rows": found.rows,
+        "files": len(found.sources),
+        "fields": found.fields,
+        "why": list(found.why),
+        "classes": len(found.classes),
+        "bad": found.bad,
+    }
+    print_facts(facts, as_json, _show_init)
 
 
 @click.command()
@@ -35,3 +79,7 @@ def recipes(name: str | None, keys: bool) -> None:
     if name not in shipped:
         raise RecipeError(f"no recipe {name!r}; shipped are {', '.join(sorted(shipped))}")
     click.echo(shipped[name].read_text(encoding="utf-8"), nl=False)
+
+
+def _show_init(facts: Mapping[str, Any]) -> str:
+    return f"{facts['recipe']}\nnext: tamis run {facts['recipe']} --out runs/first"

@@ -215,6 +215,12 @@ def check_types(source: SourceFile, table: pa.Table, fields: Mapping[str, str]) 
             raise DataError(f"{source.location}: column {name!r} is the {role} and holds {kind}; allowed are {allowed}")
 
 
+def is_of_role(kind: pa.DataType, role: str) -> bool:
+    """Whether a column of this type can have this role."""
+    suits: bool = _ROLES[role][0](kind)
+    return suits
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 

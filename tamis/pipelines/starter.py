@@ -1,0 +1,218 @@
+"""A first recipe for a dataset, with a comment on every line that one may want to change."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tamis.errors import OutputError
+from tamis.manifests.atomic import write_once
+from tamis.pipelines.guess import Guess, guess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BUDGET = 0.25
+_PROXY_ROWS, _ROWS_PER_CLASS, _PROXY_CLASSES = 50, 10, 200
+_MIN_SHARE = 4.0  # rows that the smallest class gets of the budget, on average, where it is shared per label
+_WIDTH = 78
+
+
+def write_starter(data: str, out: Path) -> Guess:
+    """Guess what a dataset's columns mean, and write a recipe that runs on it.
+
+    Args:
+        data: A file, glob or folder.
+        out: The recipe; there must be nothing of that name.
+
+    Returns:
+        What was guessed.
+
+    Raises:
+        DataError: The dataset cannot be read, or no column holds samples.
+        OutputError: There is something at `out`, or it cannot be written.
+    """
+    refused = OutputError(f"{out} exists and is not overwritten: choose another --out, or remove it first")
+    if os.path.lexists(out):
+        raise refused
+    found = guess(data)
+    path = data if Path(data).is_absolute() else os.path.relpath(data, out.parent)
+    text = starter(found, path)
+    _check(text, data)
+    if not write_once(out, text.encode()):
+        raise refused
+    return found
+
+
+def _check(text: str, data: str) -> None:
+    """Plan the recipe: what is written must be valid."""
+    from tamis.pipelines.run import plan_run
+    from tamis.pipelines.strict_yaml import load_recipe_text
+
+    raw, _ = load_recipe_text(text, "the new recipe")
+    plan_run({**raw, "dataset": {**raw["dataset"], "path": data}}, Path(".tamis").resolve())
+
+
+def starter(found: Guess, path: str) -> str:
+    """The recipe's text.
+
+    Args:
+        found: What the dataset seems to be.
+        path: Where it lies, from the recipe's folder on.
+    """
+    lines = [
+        f"# A first recipe for {_printable(Path(path).name or path)}, by tamis init.",
+        f"# {found.rows:,} rows in {len(found.sources):,} file(s). See what it would do, and what that takes:",
+        "#   tamis plan RECIPE --out runs/first",
+        "# `tamis recipes --keys` explains every key, `tamis recipes` lists other recipes.",
+        f"name: {_name(path)}",
+        "seed: 17",
+        "dataset:",
+        *_commented(
+            {role: _word(column) for role, column in ({"path": path} | found.fields).items()},
+            {
+                "path": "a file, a glob or a folder; from this file's folder on",
+                "id": "kept verbatim in the manifest",
+                "text": "what is embedded and compared",
+                "label": f"{len(found.classes):,} classes",
+                "source": "where a row is from",
+                "image": "what is embedded and compared",
+                "tokens": "blocks of tokens",
+                "vectors": "precomputed; compared as they are",
+            },
+        ),
+    ]
+    if "id" not in found.fields:
+        lines.append("  # id: COLUMN       # without one the hash of a row's content is its id")
+    if found.bad:
+        share = math.ceil(2000 * found.bad / found.looked) / 1000
+        lines += [
+            f"# {found.bad:,} of the first {found.looked:,} rows are empty or broken: a run sets such rows aside.",
+            f"max_bad_fraction: {min(1.0, share)}",
+        ]
+    lines.append("stages:")
+    for comment, stage in _stages(found):
+        lines += [f"  # {line}" for line in comment] + [f"  - {_flow(stage)}"]
+    train = _train(found)
+    if train:
+        lines += ["# For `tamis train runs/first`, after the run.", f"train: {_flow(train)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _stages(found: Guess) -> list[tuple[list[str], dict[str, object]]]:
+    fields, classes = found.fields, found.classes
+    encoder, about = _encoder(fields)
+    good = max(1, found.looked - found.bad)
+    # Of the dataset, and copies are dropped before.
+    budget = min(_BUDGET, max(0.001, math.floor(500 * found.different / good) / 1000))
+    stages: list[tuple[list[str], dict[str, object]]] = [
+        (about, {"kind": "embed", "encoder": encoder}),
+        (
+            [
+                "Drop copies, and rows from cosine 1 - eps on. To see what leaks from a test set, add",
+                "against: [test.parquet]; `tamis leaks` lists it.",
+            ],
+            {"kind": "dedup", "eps": 0.05},
+        ),
+    ]
+    if _has_proxy(found):
+        stages += [
+            (
+                [
+                    "A loss for every row, by a classifier that has not seen it. With min_accuracy: majority a run",
+                    "stops where the classifier has learned nothing.",
+                ],
+                {"kind": "score", "method": "proxy", "min_accuracy": 0.0},
+            ),
+            (
+                ["The highest losses are wrong labels, often."],
+                {"kind": "prune", "method": "loss", "drop_highest": 0.02},
+            ),
+        ]
+    select: dict[str, object] = {"kind": "select", "method": "facility_location", "budget": budget}
+    why = [
+        "The rows that represent all others best; budget is a fraction of the dataset, a count of rows,",
+        "{tokens: N} or {bytes: N}.",
+    ]
+    if classes and classes[-1] * budget >= _MIN_SHARE:
+        select["per"] = "label"
+        why.append("Every class keeps its share.")
+    elif "source" in fields or (not classes and len(found.sources) > 1):
+        select["per"] = "source"
+        why.append("Every source keeps its share; shares: {NAME: 0.5} gives one another.")
+    stages.append((why, select))
+    if _has_proxy(found) and _train(found):
+        stages.append(
+            (["Epochs over windows of easy to hard rows."], {"kind": "schedule", "method": "seta", "epochs": 12})
+        )
+    return stages
+
+
+def _encoder(fields: Mapping[str, str]) -> tuple[str, list[str]]:
+    if "vectors" in fields:
+        return "vectors", ["The vectors that the dataset has."]
+    if "text" in fields:
+        return "lsa", [
+            "TF-IDF and SVD, fitted here: nothing to download. Better, with a model on this machine:",
+            "encoder: 'sentence: FOLDER'.",
+        ]
+    if "image" in fields:
+        return "pixels", [
+            "PCA of small versions of the images: nothing to download. Vectors of a better encoder can be",
+            "given: encoder: 'vectors: FILE'.",
+        ]
+    return "lsa", ["The tokens' numbers are embedded as words."]
+
+
+def _has_proxy(found: Guess) -> bool:
+    """Whether the classes are large enough, and few enough, to learn something from."""
+    classes = found.classes
+    return (
+        len(classes) >= 2
+        and len(classes) <= _PROXY_CLASSES
+        and found.different >= max(_PROXY_ROWS, _ROWS_PER_CLASS * len(classes))
+        and classes[1] >= _ROWS_PER_CLASS
+    )
+
+
+def _train(found: Guess) -> dict[str, object]:
+    if found.classes and "text" in found.fields:
+        return {"model": "text", "epochs": 12}
+    if found.classes and "image" in found.fields:
+        return {"model": "image", "epochs": 12, "image_size": 28}
+    if "tokens" in found.fields and "text" not in found.fields:
+        return {"model": "lm", "epochs": 12, "sampler": "random"}
+    return {}
+
+
+def _commented(values: Mapping[str, str], comments: Mapping[str, str]) -> list[str]:
+    width = max((len(f"{key}: {value}") for key, value in values.items()), default=0)
+    return [f"  {f'{key}: {value}':<{min(width, 40)}}  # {comments[key]}" for key, value in values.items()]
+
+
+def _flow(stage: Mapping[str, object]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in stage.items()) + "}"
+
+
+def _word(text: str) -> str:
+    """A string as YAML has it: bare where it cannot be anything else."""
+    bare = re.fullmatch(r"((\.\.)?/)*[A-Za-z_][A-Za-z0-9_./-]*", text) and text.lower() not in _RESERVED
+    return text if bare else json.dumps(text, ensure_ascii=False)
+
+
+_RESERVED = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+
+
+def _name(path: str) -> str:
+    """A name for the run, of what a name may have."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name.partition(".")[0]).strip("-._")
+    return stem[:60] if re.match(r"[A-Za-z]", stem) else f"first-{stem[:60]}".rstrip("-")
+
+
+def _printable(text: str) -> str:
+    """A file's name within a comment, which ends with its line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_WIDTH]
