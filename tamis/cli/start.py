@@ -54,8 +54,9 @@ def init(data: str, out: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("name", required=False)
 @click.option("--keys", is_flag=True, help="Print the reference recipe: every key with its default and what it means.")
+@JSON
 @errors
-def recipes(name: str | None, keys: bool) -> None:
+def recipes(name: str | None, keys: bool, as_json: bool) -> None:
     """List the shipped recipes, print the one called NAME, or explain all keys.
 
     Example: tamis recipes quickstart > recipe.yaml
@@ -70,15 +71,23 @@ def recipes(name: str | None, keys: bool) -> None:
     from tamis.errors import RecipeError
 
     folder = files("tamis.pipelines") / "recipes"
-    shipped = {item.name.removesuffix(".yaml"): item for item in folder.iterdir() if item.name.endswith(".yaml")}
+    shipped = {
+        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
+        for item in sorted(folder.iterdir(), key=lambda item: item.name)
+        if item.name.endswith(".yaml")
+    }
     if name is None:
-        for key in sorted(shipped):
-            first = shipped[key].read_text(encoding="utf-8").splitlines()[0]
-            click.echo(f"{key:<14} {first.removeprefix('# ')}")
+        listed = [{"name": key, "for": text.partition("\n")[0].removeprefix("# ")} for key, text in shipped.items()]
+        print_facts({"recipes": listed}, as_json, _show_recipes)
         return
     if name not in shipped:
-        raise RecipeError(f"no recipe {name!r}; shipped are {', '.join(sorted(shipped))}")
-    click.echo(shipped[name].read_text(encoding="utf-8"), nl=False)
+        raise RecipeError(f"no recipe {name!r}; shipped are {', '.join(shipped)}")
+    click.echo(shipped[name], nl=False)
+
+
+def _show_recipes(facts: Mapping[str, Any]) -> str:
+    width = max(len(item["name"]) for item in facts["recipes"])
+    return "\n".join(f"{item['name']:<{width}}  {item['for']}" for item in facts["recipes"])
 
 
 def _show_init(facts: Mapping[str, Any]) -> str:

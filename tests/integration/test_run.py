@@ -863,16 +863,6 @@ def test_train_on_the_run(finished, cli, tmp_path):
     assert json.loads(result.stdout)["samples_seen"] > 0
 
 
-def test_recipes(cli):
-    listed = cli("recipes").stdout
-    for name in ("quickstart", "dbp", "ingenious", "dedup-only"):
-        assert name in listed
-        assert f"name: {name}" in cli("recipes", name).stdout
-    result = cli("recipes", "none")
-    assert result.exit_code == 2
-    assert "quickstart" in result.stderr
-
-
 def test_the_record_describes_the_run(finished):
     _, out = finished
     record = tamis.open_manifest(out).record

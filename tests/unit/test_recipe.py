@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from tamis.errors import RecipeError
@@ -58,14 +56,6 @@ def test_a_good_recipe_loads_with_its_folder(tmp_path):
     assert [stage.kind for stage in recipe.stages] == ["embed", "dedup", "prune", "prune", "select"]
     assert recipe.dataset.fields == {"id": "id", "text": "text", "label": "label"}
     assert (recipe.stages[1].eps, recipe.stages[4].budget, recipe.seed) == (0.05, 0.25, 17)
-
-
-@pytest.mark.parametrize("name", ["quickstart", "dbp", "ingenious", "dedup-only"])
-def test_shipped_recipes_load(name):
-    import tamis.pipelines
-
-    recipe, _ = load_recipe(Path(tamis.pipelines.__file__).parent / "recipes" / f"{name}.yaml")
-    assert recipe.name == name
 
 
 # --- unknown and missing ---
