@@ -40,7 +40,8 @@ def effect(
     Args:
         rows: The rows alive when the stage began, ascending.
         decision: What becomes of each (default: all stay).
-        reason: Why the dropped ones are dropped: one text for all, or one for each row.
+        reason: Why the dropped ones are dropped: one text for all, or one for each row; then that of a row which stays,
+            if it has one, is what the manifest says of it.
         kept_row: The row that stands for each dropped one; ignored where a row stays.
         score: The number that decided; NaN where there is none.
         **columns: What the stage computed, one value a row.

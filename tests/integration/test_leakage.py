@@ -175,6 +175,51 @@ def test_texts_by_lsa_and_a_folder_of_references(tmp_path, make_columns, write, 
     assert "rows are in a reference set" in cli("run", path, "--out", tmp_path / "out").stdout
 
 
+def test_rows_that_are_gone_already_leak_no_more(given, tmp_path):
+    """Dropped before they were embedded, or after."""
+    folder, X, files = given
+    leaking = {row for row, _, _ in expected(X, files, 0.05)}
+    encode = {"kind": "embed", "encoder": "vectors"}
+    dedup = {"kind": "dedup", "against": [str(folder / name) for name in SIZES]}
+    half = {"kind": "select", "method": "random", "budget": 0.5}
+    for name, before in {
+        "a": [half, encode],
+        "b": [encode, half],
+        "c": [half, encode, {**half, "budget": 0.25}],
+    }.items():
+        recipe = {
+            "name": "x",
+            "block_rows": 64,
+            "dataset": {"path": str(folder / "rows.parquet"), "id": "id", "vectors": "v"},
+            "stages": [*before, dedup],
+        }
+        manifest = tamis.run(recipe, tmp_path / name, executor="sync").open_manifest()
+        there = np.flatnonzero(manifest.audit["decision"].to_numpy() != 4)
+        found = {item["row"] for item in listed(tmp_path / name)}
+        assert found == leaking & set(there.tolist())
+        assert 0 < len(found) < len(leaking)
+
+
+def test_what_was_kept_before_is_flagged_and_stays(given, tmp_path):
+    folder, X, files = given
+    leaking = {row for row, _, _ in expected(X, files, 0.05)}
+    select = {"kind": "select", "method": "random", "budget": 0.5}
+    recipe = {
+        "name": "x",
+        "dataset": {"path": str(folder / "rows.parquet"), "id": "id", "vectors": "v"},
+        "stages": [{"kind": "embed", "encoder": "vectors"}, select],
+    }
+    first = set(tamis.run(recipe, tmp_path / "one", executor="sync").open_manifest().select["row"].to_pylist())
+    assert first & leaking
+    dedup = {"kind": "dedup", "against": [str(folder / name) for name in SIZES], "against_action": "drop"}
+    recipe["stages"] = [recipe["stages"][0], dedup, select | {"budget": 0.6, "continue_from": str(tmp_path / "one")}]
+    second = tamis.run(recipe, tmp_path / "two", executor="sync").open_manifest()
+    assert first < set(second.select["row"].to_pylist())
+    assert set(second.select["row"].to_pylist()) & leaking == first & leaking
+    reasons = [second.reasons[code] for code in second.audit["reason"].to_pylist()]
+    assert all(reasons[row].startswith("leaks: ") == (row in first) for row in leaking)
+
+
 def test_a_reference_that_changes_during_the_run_is_refused(given, tmp_path, monkeypatch):
     folder, _, _ = given
     copy = tmp_path / "copy"
