@@ -36,7 +36,7 @@ def leaks(folder: Path) -> pa.Table:
     store, artifacts = recorded(folder, described)
     found = []
     for stage in described["stages"]:
-        for name in (name for name, task, _ in stage["nodes"] if task == "leakage.mark" and name in artifacts):
+        for name in (name for name, task, _ in stage["nodes"] if task == "dedup.mark" and name in artifacts):
             marked = artifacts[name]
             table = Inputs(store.location, {"mark": (marked,)}, {}).table("mark").select(["row", "leaks"])
             lists = table["leaks"].combine_chunks()

@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import tamis
-from tamis.pipelines.stages import leakage
+from tamis.pipelines import leakage
+from tamis.pipelines.node import Task
+from tamis.pipelines.stages import dedup
 
 N, DIM = 400, 16
 SIZES = {"a.parquet": 150, "b.parquet": 70}
@@ -224,13 +226,13 @@ def test_a_reference_that_changes_during_the_run_is_refused(given, tmp_path, mon
     folder, _, _ = given
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    task = leakage.TASKS["mark"]
+    task = dedup.TASKS["mark"]
 
     def spoil(params, inputs):
         pq.write_table(pq.read_table(copy / "b.parquet").slice(1), copy / "b.parquet")
         return task.run(params, inputs)
 
-    monkeypatch.setitem(leakage.TASKS, "mark", leakage.Task(spoil))
+    monkeypatch.setitem(dedup.TASKS, "mark", Task(spoil))
     with pytest.raises(tamis.errors.DatasetMismatchError, match=r"b\.parquet has changed"):
         run(copy, tmp_path / "run")
 

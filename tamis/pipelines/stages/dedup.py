@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from tamis.pipelines.leakage import LEAKAGE_TASKS, add_leakage
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.stages.cluster import add_clusters, assignments
-from tamis.pipelines.stages.leakage import add_leakage
 from tamis.pipelines.state import (
     EXACT_DUP,
     KEPT,
@@ -265,4 +265,5 @@ TASKS = {
     "gather": Task(gather),
     "pairs": Task(pairs, version=4, packages=("faiss-cpu",)),
     "near": Task(near, version=4),
+    **LEAKAGE_TASKS,
 }

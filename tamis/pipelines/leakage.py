@@ -1,4 +1,4 @@
-"""Leakage: rows that are in a reference set, such as one to evaluate on, or near to one of its rows.
+"""Leakage: rows of a dataset that are in a reference set, such as one to evaluate on, or near to one of its rows.
 
 A part of the dedup stage, before duplicates: of two rows that are alike it may be the dropped one that leaks. Every row
 is compared with every row of the reference sets, block by block, so that nothing is missed.
@@ -79,7 +79,7 @@ def add_leakage(config: DedupConfig, flow: Flow, context: Context, add: Add) -> 
                 "stop": min(start + context.block_rows, source.rows),
                 "fields": fields,
             }
-            references.append(add("leakage.reference", params, {}, part=len(references), hints={"source": source}))
+            references.append(add("dedup.reference", params, {}, part=len(references), hints={"source": source}))
             places.append([number, start])
     inputs = flow.with_before({"alive": [flow.alive], "index": [flow.index], "references": references})
     if config.eps > 0:
@@ -90,7 +90,7 @@ def add_leakage(config: DedupConfig, flow: Flow, context: Context, add: Add) -> 
         "files": _names(sources),
         "of_file": [number for number, _ in places],
     }
-    mark = add("leakage.mark", params, inputs)
+    mark = add("dedup.mark", params, inputs)
     return dataclasses.replace(flow, alive=mark, effects=(*flow.effects, mark))
 
 
@@ -127,7 +127,7 @@ def _compared(
             "dataset and of the reference sets (dataset: {vectors: COLUMN}), or seek equal content only, with eps: 0"
         )
     encoded = [
-        add("leakage.encode", encoder.params, {"block": [block], **encoder.inputs}, part=part, hints=encoder.hints)
+        add("dedup.encode", encoder.params, {"block": [block], **encoder.inputs}, part=part, hints=encoder.hints)
         for part, block in enumerate(references)
     ]
     sizes = [block.params["stop"] - block.params["start"] for block in flow.blocks]
@@ -135,7 +135,7 @@ def _compared(
     params = {"eps": config.eps, "places": places}
     return [
         add(
-            "leakage.compare",
+            "dedup.compare",
             params,
             {"embeddings": embeddings[first : first + count], "references": encoded},
             part=first // count,
@@ -339,7 +339,7 @@ def _merged(matches: pa.Table) -> pa.Table:
     return table.take(pa.array(order)).combine_chunks()
 
 
-TASKS = {
+LEAKAGE_TASKS = {
     # The reference's rows go the dataset's way.
     "reference": ingest.TASKS["block"],
     "encode": embed.TASKS["block"],
