@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from tamis.errors import RecipeError
 from tamis.training.samplers import PlanSampler
 
@@ -24,9 +22,7 @@ class SamplerState:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, and all losses; the same in every process. Grows with the dataset."""
-        scores = self.sampler.scores.state_dict()
-        tensors = {name: torch.from_numpy(scores[name]) for name in ("live", "seen", "frozen", "frozen_seen")}
-        return {"sampler": self.sampler.state_dict(), "scores": {"version": scores["version"], **tensors}}
+        return {"sampler": self.sampler.state_dict(), "scores": self.sampler.scores.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken; do it before the loader is iterated.
@@ -35,9 +31,7 @@ class SamplerState:
             RecipeError: The state is of another version, seed or number of samples.
         """
         self.sampler.load_state_dict(state["sampler"])
-        scores = state["scores"]
-        arrays = {name: value.cpu().numpy() for name, value in scores.items() if name != "version"}
-        self.sampler.scores.load_state_dict({"version": scores["version"], **arrays})
+        self.sampler.scores.load_state_dict(state["scores"])
 
 
 def remaining(sampler: PlanSampler) -> int:

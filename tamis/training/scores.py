@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from tamis.errors import DataError, NonFiniteLossError
 from tamis.training._table import take
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _VERSION = 1
+_TABLES = ("live", "seen", "frozen", "frozen_seen")
 
 
 class ScoreTable:
@@ -74,14 +76,8 @@ class ScoreTable:
         self.frozen_seen = self.seen.copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as arrays (copies); grows with n."""
-        return {
-            "version": _VERSION,
-            "live": self.live.copy(),
-            "seen": self.seen.copy(),
-            "frozen": self.frozen.copy(),
-            "frozen_seen": self.frozen_seen.copy(),
-        }
+        """Everything, as a number and tensors (copies), which `torch.load` reads with weights_only; grows with n."""
+        return {"version": _VERSION, **{name: torch.from_numpy(getattr(self, name).copy()) for name in _TABLES}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave.
@@ -92,8 +88,8 @@ class ScoreTable:
         if state["version"] != _VERSION:
             raise DataError(f"score table of version {state['version']}; this version reads {_VERSION}")
         arrays: dict[str, NDArray[Any]] = {
-            name: np.array(state[name], dtype=np.float32 if name in ("live", "frozen") else np.int64)
-            for name in ("live", "seen", "frozen", "frozen_seen")
+            name: torch.as_tensor(state[name]).cpu().numpy().astype(getattr(self, name).dtype)  # a copy
+            for name in _TABLES
         }
         for name, array in arrays.items():
             if array.shape != (len(self),):

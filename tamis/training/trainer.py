@@ -340,9 +340,10 @@ class _State:
         }
         scores = self.sampler.scores.state_dict()
         arrays = {f"ledger.{name}": array for name, array in self.ledger.arrays().items()}
-        arrays |= {f"scores.{name}": array for name, array in scores.items() if name != "version"}
-        tensors = {f"learner.{name}": tensor for name, tensor in self.learner.tensors().items()}
-        checkpoint.save(folder, key, counters, tensors | {name: torch.from_numpy(a) for name, a in arrays.items()})
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors |= {f"scores.{name}": tensor for name, tensor in scores.items() if name != "version"}
+        tensors |= {f"learner.{name}": tensor for name, tensor in self.learner.tensors().items()}
+        checkpoint.save(folder, key, counters, tensors)
 
     def load(self, folder: Path, key: str) -> None:
         """Goes on from the folder's checkpoint, if there is one."""
@@ -356,8 +357,7 @@ class _State:
             self.learner.restore(part("learner."))
             self.ledger.restore({name: tensor.numpy() for name, tensor in part("ledger.").items()})
             version = self.sampler.scores.state_dict()["version"]
-            arrays = {name: tensor.numpy() for name, tensor in part("scores.").items()}
-            self.sampler.scores.load_state_dict({"version": version, **arrays})
+            self.sampler.scores.load_state_dict({"version": version, **part("scores.")})
             self.sampler.load_state_dict(counters["sampler"])
             self.samples_seen, self.seconds = counters["samples_seen"], counters["seconds"]
             self.done = counters["done"]
