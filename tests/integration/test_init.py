@@ -106,7 +106,7 @@ def shapes(tmp_path, make_columns):
         "Hugging Face": hugging_face,
         "two files": two_files,
         "copies and empty texts": file(as_parquet, "bad.parquet", text=[*text[:30], *text[:3] * 28, *[""] * 6]),
-        "ids that are no ids": file(as_parquet, "ids.parquet", id=[*range(N - 1), 0], text=text),
+        "ids that are no ids": file(as_parquet, "ids.parquet", id=[*range(11), 10, *range(12, N)], text=text),
         "one row": file(as_parquet, "row.parquet", text=["a single row of text"]),
         "Chinese": file(as_jsonl, "zh.jsonl", head=["第"] * 30, story=[f"一二三{i}四五。" for i in range(30)]),
     }  # fmt: skip
