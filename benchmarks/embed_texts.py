@@ -1,10 +1,8 @@
-"""How fast are texts embedded, against sentence-transformers alone, and what of a run is not the encoder?
+"""How fast are texts embedded, against sentence-transformers alone?
 
 The first 8,192 of the demo's tweets by MiniLM. Ours is the embed stage of a run, one process a core: from the first
 block's start to the last one's end, loading the model included. Theirs is `encode` of the same texts, model loaded,
 sorted by length as it does itself, with its default batch size, one process with as many threads as there are cores.
-Then the demo's own run, once, in one process, and what it takes outside the encoder's forward passes, which hooks of
-torch time.
 
     python benchmarks/embed_texts.py [--repeat 3] [--quick]
 """
@@ -13,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 sys.path.insert(0, str(_measure.ROOT / "data_manifests"))
-RECIPE = _measure.ROOT / "data_manifests" / "tweets.yaml"
 ROWS = 8192
 MAX_TOKENS = 128  # of the embed stage
 
@@ -74,35 +70,6 @@ def theirs(encoder: Any, texts: list[str]) -> tuple[int, ...]:
     return tuple(encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False).shape)
 
 
-def whole_run(limit: int | None) -> dict[str, float]:
-    """Seconds of the demo's run in this process, and of them in forward passes of torch's modules."""
-    import torch.nn.modules.module as modules
-
-    depth, began, inside = 0, 0.0, 0.0
-
-    def enter(*_: object) -> None:
-        nonlocal depth, began
-        if depth == 0:
-            began = time.perf_counter()
-        depth += 1
-
-    def leave(*_: object) -> None:
-        nonlocal depth, inside
-        depth -= 1
-        if depth == 0:
-            inside += time.perf_counter() - began
-
-    hooks = [
-        modules.register_module_forward_pre_hook(enter),
-        modules.register_module_forward_hook(leave, always_call=True),
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        run = tamis.run(RECIPE, Path(folder) / "run", executor="sync", workers=1, limit=limit)
-    for hook in hooks:
-        hook.remove()
-    return {"seconds": run.seconds, "forward_seconds": inside, "share_outside": 1 - inside / run.seconds}
-
-
 @click.command()
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="A smoke run on a few tweets; prints, and writes nothing.")
@@ -120,16 +87,8 @@ def main(repeat: int, quick: bool) -> None:
 
     times = _measure.alternate({"ours": partial(ours, path, model, rows), "theirs": peer}, repeat)
     ratio = _measure.ratio(times)
-    whole = _measure.in_child(whole_run, tuple, (rows if quick else None,)).result
     aims = [
         _measure.aim(f"embedding {rows:,} tweets by MiniLM", "sentence-transformers' encode", ratio, at_least=1.0),
-        _measure.aim(
-            "the demo's run, share outside the encoder's forward passes",
-            "the clock, one process",
-            whole["share_outside"],
-            at_most=0.15,
-            unit="",
-        ),
     ]
     results = {
         "repeat": repeat,
@@ -138,7 +97,6 @@ def main(repeat: int, quick: bool) -> None:
         "peer": {name: metadata.version(name) for name in ("sentence-transformers", "torch")},
         "seconds": times,
         "ratio": ratio,
-        "whole_run": whole,
         "aims": aims,
     }
     _measure.finish("embed_texts", results, not quick)

@@ -113,8 +113,7 @@ def measure(recipe: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]
 @click.command()
 @click.option("--only", help="Only the recipe of this name; prints, and writes nothing.")
 @click.option("--quick", is_flag=True, help="A smoke run on few rows; prints, and writes nothing.")
-@click.option("--repeat", type=click.IntRange(1), default=1, hidden=True)
-def main(only: str | None, quick: bool, repeat: int) -> None:  # noqa: ARG001
+def main(only: str | None, quick: bool) -> None:
     """Measure, and write results/estimates.json."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="estimates.") as temporary:

@@ -31,7 +31,7 @@ HEADLINES = (
     ("dynamic_plans", 1),
     ("cluster_faiss", 0),
     ("embed_texts", 0),
-    ("embed_texts", 1),
+    ("outside_encoder", 0),
     ("pipeline_scale", 0),
     ("pipeline_scale", 1),
 )

@@ -32,10 +32,10 @@ def measure(module):
     return module("_measure")
 
 
-def quick(name, timeout=120):
+def quick(name, *options, timeout=120):
     before = sorted((BENCHMARKS / "results").iterdir())
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--repeat", "1"],
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", *(options or ("--repeat", "1"))],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -145,7 +145,11 @@ def test_startup():
 def test_embed_texts():
     results = quick("embed_texts", timeout=400)  # three processes load torch and the model
     assert results["rows"] == 128
-    run = results["whole_run"]
+
+
+@pytest.mark.real_data
+def test_outside_encoder():
+    run = quick("outside_encoder", "--quick", timeout=400)["run"]
     assert 0 < run["forward_seconds"] < run["seconds"]
     assert run["share_outside"] == pytest.approx(1 - run["forward_seconds"] / run["seconds"])
 
