@@ -20,9 +20,9 @@ import numpy as np
 
 from tamis.embeddings.neighbours import PROBES, cell_count
 from tamis.errors import OutputError, RecipeError
+from tamis.pipelines.partitions import AUTO_PARTITION_ROWS, LISTED_ROWS
 from tamis.pipelines.resources import available_memory
 from tamis.pipelines.sources import read_rows
-from tamis.pipelines.stages.select import AUTO_PARTITION_ROWS, LISTED_ROWS
 from tamis.selectors.facility_location import RANKED_CELL_ROWS, RANKED_PROBES, ranked_cell_count
 from tamis.selectors.selection import resolve_budget
 
