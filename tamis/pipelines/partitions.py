@@ -232,7 +232,7 @@ def _cells_of_groups(inputs: Inputs) -> Iterator[tuple[int, int]]:
 def _probes(inputs: Inputs, rows: Rows) -> npt.NDArray[np.int32]:
     """The cells that each row looks into, int32[n, p], -1 for none; rows in canonical order."""
     if not inputs.all("probes"):
-        return np.empty((len(rows), 1), np.int32)
+        return np.full((len(rows), 1), -1, np.int32)
     found = [inputs.open(item) for item in inputs.all("probes")]
     near: npt.NDArray[np.int32] = np.concatenate([matrix_of(table, "probes") for table in found])
     probed = np.concatenate([table["row"].to_numpy() for table in found])

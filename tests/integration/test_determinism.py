@@ -108,11 +108,16 @@ def recipe(small_recipe, tmp_path_factory):
     return {**small_recipe, "block_rows": 200, "dataset": {**small_recipe["dataset"], "path": str(folder)}}
 
 
+def made(out):
+    """The names of all files that the stages made, each of which has the digest of its content in it."""
+    return sorted(path.name for path in (out / "work").glob("*/*.arrow"))
+
+
 @pytest.fixture(scope="module")
 def expected(recipe, tmp_path_factory, manifest_bytes):
     out = tmp_path_factory.mktemp("expected") / "run"
     tamis.run(recipe, out, executor="sync", workers=1)
-    return manifest_bytes(out)
+    return manifest_bytes(out), made(out)
 
 
 def test_every_value_is_tried():
@@ -129,10 +134,11 @@ def test_one_digest(setting, recipe, expected, tmp_path, manifest_bytes):
     command = [sys.executable, "-m", "tamis", "run", "recipe.yaml", "--out", "run"]
     command += ["--executor", "sync"] if setting.workers is None else ["--workers", str(setting.workers)]
     path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
-    environment = os.environ | setting.environment | {"PYTHONPATH": path}
+    garbage = {"MALLOC_PERTURB_": "85"}  # what memory holds before it is written
+    environment = os.environ | setting.environment | garbage | {"PYTHONPATH": path}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert manifest_bytes(tmp_path / "run") == expected
+    assert (manifest_bytes(tmp_path / "run"), made(tmp_path / "run")) == expected
     times = [json.loads(line)["time"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert (times == sorted(times)) == (not setting.clock)  # the clock was what the setting says
 
