@@ -44,7 +44,6 @@ def dedup_threshold(
     """
     from tamis.manifests.reader import open_manifest
     from tamis.pipelines.dataset import read_texts
-    from tamis.pipelines.state import NEAR_DUP
     from tamis.pipelines.threshold import stored_pairs
 
     if with_text and not count:
@@ -54,8 +53,9 @@ def dedup_threshold(
     pairs = stored_pairs(folder, stage)
     choices: list[dict[str, Any]] = []
     for eps in dict.fromkeys(given) or pairs.grid():
-        removed = int((pairs.decide(eps)["decision"].to_numpy() == NEAR_DUP).sum())
-        listed = pairs.borderline(eps, count) if count and (given or eps == pairs.config.eps) else []
+        pairs.check(eps)
+        removed = pairs.removed(eps)
+        listed = pairs.borderline(eps, count) if count and (given or eps == pairs.config["eps"]) else []
         choices.append({"eps": eps, "removed": removed, "left": pairs.rows - removed, "borderline": listed})
     sides = [side for choice in choices for pair in choice["borderline"] for side in pair["rows"]]
     if with_text and sides:
@@ -65,10 +65,8 @@ def dedup_threshold(
     facts = {
         "run": str(folder),
         "stage": pairs.label,
-        "eps": pairs.config.eps,
-        "floor": pairs.config.floor,
+        **{name: pairs.config[name] for name in ("eps", "floor", "which_to_keep")},
         "largest_eps": pairs.largest,
-        "which_to_keep": pairs.config.which_to_keep,
         "rows": pairs.rows,
         "exact_duplicates": pairs.exact_duplicates,
         **pairs.counts(),

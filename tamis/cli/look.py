@@ -66,10 +66,12 @@ def why(
 def _nearest(manifest: Manifest, row: int) -> tuple[dict[str, Any] | None, str | None]:
     """The kept row that is nearest to a row, explained, with its cosine; or why none is named."""
     from tamis.errors import TamisError
-    from tamis.pipelines.workings import nearest_kept, workings_of
+    from tamis.pipelines.finished import finished_of, readable
+    from tamis.reports.nearest import nearest_kept
 
     try:
-        found = nearest_kept(workings_of(manifest), row, manifest.select["row"].to_numpy())
+        with readable():
+            found = nearest_kept(finished_of(manifest), row, manifest.select["row"].to_numpy())
     except TamisError as error:  # a working folder is no part of the manifest, and may be gone
         return None, f"no nearest kept row: {error}"
     if found is None:

@@ -8,17 +8,44 @@ import numpy as np
 import pyarrow as pa
 
 from tamis.errors import RecipeError
-from tamis.manifests.reader import open_manifest
 from tamis.manifests.schema import DECISIONS
-from tamis.pipelines.node import Inputs
-from tamis.pipelines.run import read_run, recorded
+from tamis.pipelines.finished import finished_in, readable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tamis.pipelines.finished import Finished, FinishedStage
+
 
 def leaks(folder: Path) -> pa.Table:
-    """List the matches that the dedup stages of a run found in their reference sets.
+    """List the matches that the dedup stages of the run in a folder found in their reference sets.
+
+    Returns:
+        As `matches_of`, of all stages.
+
+    Raises:
+        RecipeError: The run compared with no reference set.
+        OutputError: The folder holds no run, or a working file is gone or damaged.
+        DamagedManifestError: Its manifest is damaged or missing.
+    """
+    run = finished_in(folder)
+    stages = comparing(run)
+    if not stages:
+        raise RecipeError(
+            f"the run in {folder} compared with no reference set; name some and run again: "
+            "{kind: dedup, against: [eval.parquet]}"
+        )
+    with readable():
+        return pa.concat_tables([matches_of(run, stage) for stage in stages])
+
+
+def comparing(run: Finished) -> list[FinishedStage]:
+    """The dedup stages that have reference sets."""
+    return [stage for stage in run.stages if stage.kind == "dedup" and stage.config.get("against")]
+
+
+def matches_of(run: Finished, stage: FinishedStage) -> pa.Table:
+    """List the matches that a dedup stage found in its reference sets.
 
     Returns:
         A match a row, those of a row together and the nearest first: `sample_id`, `row`, `decision` (what became of
@@ -26,43 +53,24 @@ def leaks(folder: Path) -> pa.Table:
         `matches` (how many rows of this file match; the nearest ten are listed).
 
     Raises:
-        RecipeError: The run compared with no reference set.
-        OutputError: The folder holds no run.
-        DamagedManifestError: Its manifest is damaged or missing.
-        DataError: A working file is gone or damaged; the run makes it again.
+        GoneError: The file that has them is not there any more.
+        DamagedArtifactError: It is damaged.
     """
-    described = read_run(folder)
-    manifest = open_manifest(folder)
-    store, artifacts = recorded(folder, described)
-    found = []
-    for stage in described["stages"]:
-        for name in (name for name, task, _ in stage["nodes"] if task == "dedup.mark" and name in artifacts):
-            marked = artifacts[name]
-            table = Inputs(store.location, {"mark": (marked,)}, {}).table("mark").select(["row", "leaks"])
-            lists = table["leaks"].combine_chunks()
-            match, rows = lists.flatten(), np.repeat(table["row"].to_numpy(), lists.value_lengths().to_numpy())
-            files = pa.array(list(marked.facts["against"]), pa.string())
-            columns = {
-                "stage": pa.array([stage["stage"]] * len(match), pa.string()),
-                "reference": files.take(match.field("reference")),
-                "reference_row": match.field("row"),
-                **{name: match.field(name) for name in ("cosine", "exact", "matches")},
-            }
-            at = pa.array(rows, pa.int64())
-            codes = manifest.audit["decision"].take(at).to_numpy()
-            found.append(
-                pa.table(
-                    {
-                        "sample_id": manifest.audit["sample_id"].take(at),
-                        "row": at,
-                        "decision": pa.array(np.array(list(DECISIONS), object)[codes], pa.string()),
-                        **columns,
-                    }
-                )
-            )
-    if not found:
-        raise RecipeError(
-            f"the run in {folder} compared with no reference set; name some and run again: "
-            "{kind: dedup, against: [eval.parquet]}"
-        )
-    return pa.concat_tables(found)
+    inputs = run.needed(mark=(stage, "mark"))
+    table, audit = inputs.table("mark").select(["row", "leaks"]), run.manifest.audit
+    lists = table["leaks"].combine_chunks()
+    match = lists.flatten()
+    rows = pa.array(np.repeat(table["row"].to_numpy(), lists.value_lengths().to_numpy()), pa.int64())
+    files = pa.array(list(inputs.one("mark").facts["against"]), pa.string())
+    decisions = np.array(list(DECISIONS), object)[audit["decision"].take(rows).to_numpy()]
+    return pa.table(
+        {
+            "sample_id": audit["sample_id"].take(rows),
+            "row": rows,
+            "decision": pa.array(decisions, pa.string()),
+            "stage": pa.array([stage.label] * len(match), pa.string()),
+            "reference": files.take(match.field("reference")),
+            "reference_row": match.field("row"),
+            **{name: match.field(name) for name in ("cosine", "exact", "matches")},
+        }
+    )

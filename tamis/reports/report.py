@@ -6,10 +6,9 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from tamis.errors import DataError, OutputError
+from tamis.errors import OutputError
 from tamis.manifests.atomic import write_atomic
-from tamis.pipelines.node import DamagedArtifactError
-from tamis.reports.finished import Finished
+from tamis.pipelines.finished import finished_in, readable
 from tamis.reports.funnel import funnel
 from tamis.reports.sections import balance, clusters, duplicates, examples, scores, space, work
 from tamis.threads import one_blas_thread
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from tamis.pipelines.finished import Finished
+
 COMPARISON = "compare.json"
 
 
@@ -25,8 +26,7 @@ def write_report(folder: Path) -> Path:
     """Write `report.json` and `report.html` into a run's folder; returns the page's path.
 
     Raises:
-        OutputError: The folder holds no run, or cannot be written.
-        DataError: A file of the run's store is damaged.
+        OutputError: The folder holds no run, or cannot be written, or a file of the run's store is damaged.
         DamagedManifestError: Its manifest is damaged or missing.
     """
     from tamis.reports.page import render
@@ -42,16 +42,12 @@ def build_report(folder: Path) -> dict[str, Any]:
     """Collect a run's numbers, section by section; what the run has no stage for is None or empty.
 
     Raises:
-        OutputError: The folder holds no run, or a comparison that cannot be read.
-        DataError: A file of the run's store is damaged.
+        OutputError: The folder holds no run, or a comparison that cannot be read, or a file of its store is damaged.
         DamagedManifestError: Its manifest is damaged or missing.
     """
-    run = Finished.read(folder)
-    try:
-        with one_blas_thread():  # the same last bits on any number of cores
-            return {**_summary(run), **_sections(run), "comparison": _comparison(folder / COMPARISON)}
-    except DamagedArtifactError as error:
-        raise DataError(f"{error}; run the recipe again into {folder}: what is damaged is made anew") from error
+    run = finished_in(folder)
+    with readable(), one_blas_thread():  # the same last bits on any number of cores
+        return {**_summary(run), **_sections(run), "comparison": _comparison(folder / COMPARISON)}
 
 
 def _summary(run: Finished) -> dict[str, Any]:
@@ -62,7 +58,7 @@ def _summary(run: Finished) -> dict[str, Any]:
     total = sum(stage["seconds"] for stage in stages)
     embedding = sum(stage["seconds"] for stage in stages if stage["kind"] == "embed")
     return {
-        "name": run.name,
+        "name": record["recipe"]["name"],
         "subset_id": manifest.subset_id,
         "manifest": str(manifest.folder),
         "version": manifest.version,
@@ -105,7 +101,7 @@ def _sections(run: Finished) -> dict[str, Any]:
         "weights": scores.weights(run),
         "examples": fates,
         "samples": {str(item["row"]): item for item in examples.contents(run, shown - {None})},
-        "contents_are_there": bool(run.made(run.stages[0], "ingest.block")),
+        "contents_are_there": bool(run.stages[0].of("block")),
     }
 
 

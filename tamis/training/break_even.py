@@ -6,32 +6,26 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tamis.errors import OutputError
-from tamis.manifests.reader import record_path
-from tamis.pipelines.run import read_run, recorded
+from tamis.pipelines.finished import finished_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tamis.manifests.reader import Manifest
     from tamis.training.arms import Result
 
 
-def selection_seconds(folder: Path, manifest: Manifest) -> float | None:
+def selection_seconds(manifest: Manifest) -> float | None:
     """Seconds of work of the run that made a manifest, of all stages and workers, those that were cached included.
 
-    None where the folder does not tell: the manifest was copied without its run, the run has made another version
-    since, or its work was removed.
+    None where its folder does not tell: the manifest was copied without its run, another run was finished there since,
+    or its work was removed.
     """
     try:
-        described = read_run(folder)
-        _, artifacts = recorded(folder, described)
+        run = finished_of(manifest)
     except OutputError:
         return None
-    made = [artifact.facts.get("record") for artifact in artifacts.values()]
-    tasks = sum(len(stage["nodes"]) for stage in described["stages"])
-    if len(artifacts) < tasks or record_path(manifest.folder, manifest.version).name not in made:
+    if not run.whole or any(len(stage.made) < len(stage.nodes) for stage in run.stages):
         return None
-    return sum(artifact.seconds for artifact in artifacts.values())
+    return sum(artifact.seconds for stage in run.stages for artifact in stage.made.values())
 
 
 def break_even(name: str, selection: float | None, full: Result, subset: Result, epochs: int) -> dict[str, Any]:

@@ -131,13 +131,9 @@ def compare(
         for difference in _tested(named, results):
             facts["tests"].append({**asdict(difference), "budget": each})
             facts["verdict"].append(verdict(difference, setting.measure))
-    costs = [
-        selection_seconds(home_of(path), subset.manifest)
-        for path, subset in zip(manifests, setting.subsets, strict=True)
-    ]
     facts["break_even"] = [
-        break_even(subset.name, cost, by_arm[FULL], by_arm[subset.name], config.epochs)
-        for cost, subset in zip(costs, setting.subsets, strict=True)
+        break_even(subset.name, selection_seconds(subset.manifest), by_arm[FULL], by_arm[subset.name], config.epochs)
+        for subset in setting.subsets
     ]
     facts["note"] = f"{_budgets(budget, total, config.epochs)}; {seeds} seeds, {setting.describe()}. {note}".strip()
     facts |= {"measure": setting.measure, "budget": budget, "epochs": config.epochs, "seeds": seeds}

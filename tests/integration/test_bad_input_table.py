@@ -908,7 +908,7 @@ VERBS = {
     "a threshold of a run that describes nothing": ([run_json(json.dumps({
         "name": "x", "data": "x", "rows": 1, "limit": None, "settings": {}, "sources": {},
         "stages": [{"stage": "00-dedup", "kind": "dedup", "config": {}, "nodes": []}]}))],
-        "dedup-threshold finished", 5, "run.json is not as this Tamis writes it", "run again"),
+        "dedup-threshold finished", 5, "a manifest of another run than the last", "run the recipe again"),
     "why of a stranger": ([], "why nobody --run finished", 3, "no sample has the id 'nobody' among the 60 rows",
         "compared as text, exactly"),
     "why of no id": ([], "why '' --run finished", 3, "no sample has the id ''"),

@@ -13,7 +13,11 @@ import pytest
 
 import tamis
 from tamis.manifests.schema import DECISIONS
+from tamis.pipelines.finished import finished_of
 from tamis.pipelines.run import read_run, recorded
+from tamis.reports import diff as reports_diff
+from tamis.reports import nearest
+from tamis.reports.nearest import coverage
 
 N = 180
 HOSTILE = "r\x1b[31m\x9b1m\r\n\u202e7"
@@ -238,20 +242,29 @@ def test_a_damaged_working_file_is_noted(runs, tmp_path, cli):
     assert all("is damaged: its sha256" in note and "makes again what it needs" in note for note in facts["notes"])
 
 
-def test_only_a_sample_is_measured_of_very_many_pairs(runs, monkeypatch):
-    from tamis.pipelines import workings
-
-    manifest = tamis.open_manifest(runs / "first")
-    kept = manifest.select["row"].to_numpy()
-    found = workings.workings_of(manifest)
-    whole = workings.coverage(found, [kept])
-    monkeypatch.setattr(workings, "_MOST_PAIRS", 18 * 61)
-    part = workings.coverage(found, [kept])
-    assert (whole["measured"], part["measured"], part["rows"]) == (N, 60, N)
+@pytest.mark.parametrize("most", [{"_MOST_PAIRS": 18 * 61}, {"_MOST_MEASURED": 61}])
+def test_only_a_sample_is_measured_of_very_many_pairs(runs, diff, monkeypatch, most):
+    for name, value in most.items():
+        monkeypatch.setattr(reports_diff, name, value)
+    facts, text = diff("first", "first")
+    assert (facts["coverage"]["rows"], facts["coverage"]["measured"]) == (N, 61)
+    assert f"({N} rows, 61 of them measured" in text
+    kept = tamis.open_manifest(runs / "first").select["row"].to_numpy()
     X = vectors(runs / "first")
-    distance = 1 - (X[::3] @ X[kept].T).max(axis=1)
-    assert part["subsets"][0]["mean"] == pytest.approx(distance.mean(), abs=2e-6)
-    assert workings.coverage(found, [kept[:0]])["subsets"][0] == {"kept": 0, "mean": None, "p95": None}
+    distance = 1 - (X[np.arange(61) * N // 61] @ X[kept].T).max(axis=1)
+    assert facts["coverage"]["a"] == facts["coverage"]["b"]
+    assert facts["coverage"]["a"]["mean"] == pytest.approx(distance.mean(), abs=2e-6)
+
+
+def test_coverage_of_nothing_and_of_many_sets(runs, monkeypatch):
+    run = finished_of(tamis.open_manifest(runs / "first"))
+    rng = np.random.default_rng(0)
+    subsets = [rng.choice(N, size, replace=False) for size in (1, 30, 30, 90)]
+    monkeypatch.setattr(nearest, "_TILE", (3, 7))
+    found = coverage(run, run.last("embed"), np.arange(N), [np.empty(0, np.int64), *subsets])
+    assert found[0] == {"kept": 0, "mean": None, "p95": None}
+    for one, subset in zip(found[1:], subsets, strict=True):
+        check_coverage(one, vectors(runs / "first"), subset)
 
 
 def test_stability_over_seeds(runs, diff):

@@ -100,14 +100,15 @@ def test_the_nearest_kept_row(place, why):
 
 
 def test_equally_near_rows_give_the_lowest(place):
-    from tamis.pipelines.workings import nearest_kept, workings_of
+    from tamis.pipelines.finished import finished_of
+    from tamis.reports.nearest import nearest_kept
 
     manifest = tamis.open_manifest(place / "out")
     # Rows 4 and 5 are the same, so that only the first stage has both.
     gone = next(row for row in (4, 5) if manifest.explain_row(row)["decision"] == "exact_dup")
-    found = nearest_kept(workings_of(manifest), gone, np.array([130, 5, 4]))
+    found = nearest_kept(finished_of(manifest), gone, np.array([130, 5, 4]))
     assert found == {"row": 4, "cosine": pytest.approx(1, abs=1e-6), "embeddings": "01-embed"}
-    assert nearest_kept(workings_of(manifest), 30, np.array([1])) is None
+    assert nearest_kept(finished_of(manifest), 30, np.array([1])) is None
 
 
 def test_a_chain_that_ends_at_a_kept_row_needs_no_nearest(place, why):

@@ -212,17 +212,31 @@ def with_vectors(inputs: Inputs, alive: Rows, groups: Sequence[Rows]) -> Iterato
         first = last
 
 
-def visiting_order(params: Mapping[str, Any], inputs: Inputs) -> tuple[Rows, Rows, int]:
-    """The rows that are in, each one's place in the order of visit, and how many come first and stay in any case."""
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """What near duplicates are decided by, at whatever eps.
+
+    Attributes:
+        alive: int64[n], the rows that are in, ascending.
+        priority: int64[n], each one's place in the order of visit.
+        always: How many come first and stay in any case.
+        pairs: The stored pairs, as places among these rows.
+        whole: The rows of each cell whose pairs are not stored, likewise; pairs with one of them do not count.
+    """
+
+    alive: Rows
+    priority: Rows
+    always: int
+    pairs: Pairs
+    whole: list[Rows]
+
+
+def read_compared(params: Mapping[str, Any], inputs: Inputs, least: float = -1.0) -> Compared:
+    """Read what `near` decides by of its inputs, with the pairs from a cosine on."""
     alive, _, distances = _gathered(inputs)
     order = values(inputs, "index", "order", alive)
     before = kept_before(inputs, alive)
     priority = _those_first(before, keep_order(distances, order, params["which_to_keep"], generator(params)))
-    return alive, priority, int(np.count_nonzero(before))
-
-
-def stored_pairs(inputs: Inputs, alive: Rows, least: float) -> tuple[Pairs, list[Rows]]:
-    """The stored pairs from a cosine on, as places among the alive rows, and the cells whose pairs are not stored."""
     whole: list[Rows] = []
     close = []
     for shard in inputs.all("pairs"):
@@ -232,28 +246,37 @@ def stored_pairs(inputs: Inputs, alive: Rows, least: float) -> tuple[Pairs, list
         whole += grouped(np.searchsorted(alive, i[swept]), j[swept])
         chosen = cosine >= least
         close.append((np.searchsorted(alive, i[chosen]), np.searchsorted(alive, j[chosen]), cosine[chosen]))
-    return concatenated(close), whole
+    return Compared(alive, priority, int(np.count_nonzero(before)), concatenated(close), whole)
 
 
-def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
-    """Decide at eps who stays, from the stored pairs; from the vectors where there were too many to store."""
-    alive, priority, always = visiting_order(params, inputs)
-    close, whole = stored_pairs(inputs, alive, 1.0 - params["eps"])
+def decide(compared: Compared, eps: float, inputs: Inputs, *, again: bool = True) -> pa.Table:
+    """Decide at eps who stays, from the pairs, and from the vectors where there were too many to store.
+
+    Returns:
+        The effect. Without `again`, rows whose pairs are not stored are not compared, and stay.
+    """
+    alive, whole = compared.alive, compared.whole
+    loaded = with_vectors(inputs, alive, whole) if again else ()
     kept_of, similarity = settle(
-        len(alive), *close, params["eps"], priority, whole, with_vectors(inputs, alive, whole), always=always
+        len(alive), *compared.pairs, eps, compared.priority, whole, loaded, always=compared.always
     )
     dropped = kept_of != np.arange(len(alive))
-    table = effect(
+    return effect(
         alive,
         np.where(dropped, NEAR_DUP, KEPT).astype(np.int8),
-        f"cosine to the kept row from {1 - params['eps']:g} on",
+        f"cosine to the kept row from {1 - eps:g} on",
         alive[kept_of],
         np.where(dropped, similarity, np.nan),
     )
+
+
+def near(params: Mapping[str, Any], inputs: Inputs) -> Output:
+    """Decide at the recipe's eps."""
+    table = decide(read_compared(params, inputs, 1.0 - params["eps"]), params["eps"], inputs)
     found = [shard.facts for shard in inputs.all("pairs")]
     summed = ("pairs", "pairs_across_clusters", "cells", "clusters_split", "rows_without_stored_pairs")
     facts = {
-        "near_duplicates": int(np.count_nonzero(dropped)),
+        "near_duplicates": int(np.count_nonzero(table["decision"].to_numpy())),
         "largest_cell": max(fact["largest_cell"] for fact in found),
         **{name: sum(fact[name] for fact in found) for name in summed},
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
-    from tamis.reports.finished import Finished
+    from tamis.pipelines.finished import Finished
 
 
 def classes(run: Finished) -> list[dict[str, Any]]:

@@ -8,15 +8,13 @@ import numpy as np
 import pyarrow.compute as pc
 
 from tamis.pipelines.state import KEPT, matrix_of
-from tamis.reports.finished import rounded
+from tamis.reports.digits import rounded
 from tamis.selectors.density import concept_complexity, inter_distance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pyarrow as pa
 
-    from tamis.reports.finished import Finished
+    from tamis.pipelines.finished import Finished, FinishedStage
 
 _LISTED = 10
 
@@ -31,14 +29,14 @@ def clusters(run: Finished) -> dict[str, Any] | None:
         None without a cluster stage.
     """
     stage = run.last("cluster")
-    gathered, centroids = run.table(stage, "cluster.gather"), run.table(stage, "cluster.fit")
+    gathered, centroids = run.table(stage, "gather"), run.table(stage, "fit")
     if stage is None or gathered is None or centroids is None:
         return None
     count = centroids.num_rows
     labels, rows = gathered["cluster"].to_numpy(), gathered["row"].to_numpy()
     before = np.bincount(labels, minlength=count)
     return {
-        "stage": stage["stage"],
+        "stage": stage.label,
         "clusters": count,
         "largest": np.argsort(-before, kind="stable")[:_LISTED].tolist(),
         "before": before.tolist(),
@@ -47,12 +45,10 @@ def clusters(run: Finished) -> dict[str, Any] | None:
     }
 
 
-def _complexity(
-    run: Finished, stage: Mapping[str, Any], gathered: pa.Table, centroids: pa.Table
-) -> dict[str, Any] | None:
+def _complexity(run: Finished, stage: FinishedStage, gathered: pa.Table, centroids: pa.Table) -> dict[str, Any] | None:
     prune = run.last("prune", method="density")
-    effect = run.table(prune, "prune.density")
-    if prune is None or effect is None or run.position(prune) < run.position(stage):
+    effect = run.table(prune, "density")
+    if prune is None or effect is None or prune.number < stage.number:
         return None
     rows, stays = effect["row"].to_numpy(), pc.equal(effect["decision"], KEPT).to_numpy()
     at = np.searchsorted(gathered["row"].to_numpy(), rows)
@@ -61,10 +57,10 @@ def _complexity(
     count = centroids.num_rows
     sizes = np.bincount(labels, minlength=count)
     d_intra = np.bincount(labels, weights=distance, minlength=count) / np.maximum(sizes, 1)
-    d_inter = inter_distance(matrix_of(centroids), prune["config"]["neighbours"])
+    d_inter = inter_distance(matrix_of(centroids), prune.config["neighbours"])
     return {
-        "stage": prune["stage"],
-        "temperature": prune["config"]["temperature"],
+        "stage": prune.label,
+        "temperature": prune.config["temperature"],
         "rows": sizes.tolist(),
         "left": np.bincount(labels[stays], minlength=count).tolist(),
         "d_intra": rounded(d_intra, 4),

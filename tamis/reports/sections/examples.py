@@ -16,8 +16,8 @@ from tamis.pipelines.state import KEPT
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tamis.pipelines.finished import Finished
     from tamis.pipelines.state import Rows
-    from tamis.reports.finished import Finished
 
 _TEXT, _NAME, _TOKENS = 240, 80, 40
 _THUMBNAIL = 64
@@ -83,13 +83,13 @@ def contents(run: Finished, rows: Iterable[int]) -> list[dict[str, Any]]:
         None where the row has none, or where the blocks are gone.
     """
     wanted = np.unique(np.fromiter(rows, np.int64))
-    blocks = run.made(run.stages[0], "ingest.block")
+    blocks = run.stages[0].of("block")
     starts = np.concatenate([[0], np.cumsum([block.facts["block_rows"] for block in blocks], dtype=np.int64)])
     held: dict[int, dict[str, Any]] = {}
     for block, (start, stop) in zip(blocks, pairwise(starts.tolist()), strict=True):
         mine = wanted[(wanted >= start) & (wanted < stop)]
         if len(mine):
-            held |= zip(mine.tolist(), _content(run.inputs().open(block), mine - start), strict=True)
+            held |= zip(mine.tolist(), _content(run.open(block), mine - start), strict=True)
     audit, nothing = run.manifest.audit, {"label": None, "text": None, "image": None}
     ids = audit["sample_id"].take(pa.array(wanted)).to_pylist()
     return [

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from tamis.reports.finished import rounded
+from tamis.reports.digits import rounded
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from tamis.reports.finished import Finished
+    from tamis.pipelines.finished import Finished
 
     Floats = npt.NDArray[np.float64]
 
@@ -26,7 +26,7 @@ def losses(run: Finished) -> dict[str, Any] | None:
     Bins are even up to the 99th percentile; what lies beyond is counted in `beyond`. None without a score stage.
     """
     stage = run.last("score")
-    table = run.table(stage, "score.join", "score.read")
+    table = run.table(stage, "join", "read")
     if stage is None or table is None or not table.num_rows:
         return None
     every, rows = table["loss"].to_numpy(), table["row"].to_numpy()
@@ -34,7 +34,7 @@ def losses(run: Finished) -> dict[str, Any] | None:
     top = float(np.percentile(every, 99))
     edges = _edges(float(every.min()), top if top > every.min() else float(every.max()))
     return {
-        "stage": stage["stage"],
+        "stage": stage.label,
         "edges": rounded(edges),
         "all": _histogram(every, edges),
         "kept": _histogram(kept, edges),

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tamis.embeddings.rankme import rankme
-from tamis.pipelines.state import alive_rows, matrix_of, vectors
-from tamis.reports.finished import rounded
+from tamis.pipelines.state import alive_rows, vectors
+from tamis.reports.digits import rounded
+from tamis.reports.nearest import coverage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tamis.pipelines.node import Artifact, Inputs
+    from tamis.pipelines.finished import Finished, FinishedStage
+    from tamis.pipelines.node import Inputs
     from tamis.pipelines.state import Rows
-    from tamis.reports.finished import Finished
-
-    Float32 = npt.NDArray[np.float32]
 
 _MAP_KEPT, _MAP_DROPPED = 800, 1600
 _DRAWS = 5
@@ -28,7 +23,7 @@ _PRODUCTS = 3e11  # of two numbers, for the coverage: some seconds
 _COMPARING = 256  # so many products take as long as what is done with a cosine
 _RANK_PRODUCTS = 1.6e10  # likewise, for one RankMe
 _RANK_ROWS = 25_600  # as many as the paper takes
-_TILE = 1024
+_STREAM = (0x7E90, 0)  # the report's own of the recipe's seed
 
 
 def space(run: Finished) -> dict[str, Any]:
@@ -44,20 +39,20 @@ def space(run: Finished) -> dict[str, Any]:
         Each is None without embeddings; coverage also where no embedded row was dropped.
     """
     stage = run.last("embed")
-    blocks, check = run.made(stage, "embed.block"), run.made(stage, "embed.check")
-    if not blocks or not check:
+    blocks, check = (stage.of("block"), stage.of("check")) if stage is not None else ((), ())
+    if stage is None or not blocks or not check:
         return {"map": None, "coverage": None, "rankme": None}
     inputs = run.inputs(embeddings=blocks, alive=check)
     rows, kept = alive_rows(inputs), run.kept
     dropped = np.setdiff1d(rows, kept, assume_unique=True)
-    rng = run.generator(0)
+    rng = np.random.default_rng([run.seed, *_STREAM])
     draws = [_sample(rows, len(kept), rng) for _ in range(_DRAWS)]
     dim = next(block.facts["dim"] for block in blocks if block.facts["encoded"])
     places = _map(inputs, _sample(kept, _MAP_KEPT, rng), _sample(dropped, _MAP_DROPPED, rng))
     return {
         "map": places | {"rows": {"kept": len(kept), "dropped": len(dropped)}},
         "rankme": _rankme(inputs, {"all": rows, "kept": kept, "random": draws[0]}, dim, rng),
-        "coverage": _coverage(run, inputs, blocks, rows, [kept, *draws], dim, rng) if len(dropped) else None,
+        "coverage": _coverage(run, stage, rows, [kept, *draws], dim, rng) if len(dropped) else None,
     }
 
 
@@ -96,33 +91,9 @@ def _rankme(inputs: Inputs, sets: dict[str, Rows], dim: int, rng: np.random.Gene
 
 
 def _coverage(
-    run: Finished,
-    inputs: Inputs,
-    blocks: Sequence[Artifact],
-    rows: Rows,
-    sets: list[Rows],
-    dim: int,
-    rng: np.random.Generator,
+    run: Finished, stage: FinishedStage, rows: Rows, sets: list[Rows], dim: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    union = np.unique(np.concatenate(sets))
-    chosen = [np.isin(union, rows_of_set, assume_unique=True) for rows_of_set in sets]
-    affordable = int(_PRODUCTS / (len(union) * (dim + _COMPARING)))
+    affordable = int(_PRODUCTS / (len(np.unique(np.concatenate(sets))) * (dim + _COMPARING)))
     asked = _sample(rows, max(_FEWEST_QUERIES, min(_MOST_QUERIES, affordable)), rng)
-    queries = vectors(inputs, asked).T
-    best = np.full((len(sets), len(asked)), -1.0, np.float32)
-    starts = np.concatenate([[0], np.cumsum([block.facts["block_rows"] for block in blocks])])
-    bounds = np.searchsorted(union, starts).tolist()
-    for block, start, (first, last) in zip(blocks, starts.tolist(), pairwise(bounds), strict=False):
-        if first == last:
-            continue
-        table = run.inputs().open(block)
-        X = matrix_of(table)[np.searchsorted(table["row"].to_numpy(), union[first:last] - start)]
-        for low in range(0, last - first, _TILE):
-            cosines = X[low : low + _TILE] @ queries
-            for number, members in enumerate(chosen):
-                among = members[first + low : min(first + low + _TILE, last)]
-                if among.any():
-                    np.maximum(best[number], cosines[among].max(axis=0), out=best[number])
-    distances = np.maximum(1.0 - best.astype(np.float64), 0.0)
-    found = [{"mean": rounded(item.mean(), 4), "p95": rounded(np.percentile(item, 95), 4)} for item in distances]
+    found = [{name: rounded(one[name], 4) for name in ("mean", "p95")} for one in coverage(run, stage, asked, sets)]
     return {"rows": len(rows), "sampled": len(asked), "kept": found[0], "random": found[1:]}

@@ -13,7 +13,7 @@ from tamis.pipelines.state import KEPT
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tamis.reports.finished import Finished
+    from tamis.pipelines.finished import Finished
 
 
 def stages(run: Finished) -> list[dict[str, Any]]:
@@ -24,10 +24,8 @@ def stages(run: Finished) -> list[dict[str, Any]]:
     names = last_ran(run.folder / "events.jsonl")
     found = []
     for stage in run.stages:
-        nodes = [name for name, _, _ in stage["nodes"]]
-        made = [run.artifacts[name] for name in nodes if name in run.artifacts]
-        ran = None if names is None else sum(name in names for name in nodes)
-        found.append({**stage_report(stage["stage"], stage["kind"], made), "ran": ran})
+        ran = None if names is None else sum(name in names for name, _, _ in stage.nodes)
+        found.append({**stage_report(stage.label, stage.kind, list(stage.made.values())), "ran": ran})
     return found
 
 
@@ -63,17 +61,15 @@ def budgets(run: Finished) -> list[dict[str, Any]]:
     """For each select stage: its budget as the recipe has it, the rows that it came to, and the rows selected."""
     found = []
     for stage in run.stages:
-        if stage["kind"] != "select":
+        (made,) = stage.of("take") or stage.of("whole") or (None,)
+        if stage.kind != "select" or made is None:
             continue
-        (made,) = run.made(stage, "select.take") or run.made(stage, "select.whole") or (None,)
-        if made is None:
-            continue
-        effect = run.inputs().open(made)
+        effect = run.open(made)
         found.append(
             {
-                "stage": stage["stage"],
-                "method": stage["config"]["method"],
-                "budget": stage["config"]["budget"],
+                "stage": stage.label,
+                "method": stage.config["method"],
+                "budget": stage.config["budget"],
                 "rows": made.facts["budget"],
                 "candidates": effect.num_rows,
                 "selected": pc.sum(pc.equal(effect["decision"], KEPT)).as_py(),
