@@ -89,6 +89,8 @@ def leaks(folder: Path, out: Path | None, as_json: bool) -> None:
 
     Example: tamis leaks runs/first --out leaks.parquet
     """
+    import numpy as np
+
     from tamis.reports.leaks import leaks as find
 
     found = find(folder)
@@ -101,13 +103,19 @@ def leaks(folder: Path, out: Path | None, as_json: bool) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(found, sink)
         write_atomic(out, sink.getvalue())
-    shown = found if as_json else found.slice(0, _SHOWN)
+    row, first, matches = np.unique(found["row"].to_numpy(), return_index=True, return_counts=True)
+    kept = found["decision"].take(first).to_numpy(zero_copy_only=False) == "kept"
     facts = {
-        "rows": len(set(found["row"].to_pylist())),
+        "rows": len(row),
+        "kept": int(np.count_nonzero(kept)),
         "matches": found.num_rows,
         "out": None if out is None else str(out),
-        "leaks": shown.to_pylist(),
     }
+    if as_json:
+        facts["leaks"] = found.to_pylist()
+    else:  # the rows that will be trained on come first, each with its nearest match
+        order = np.argsort(~kept, kind="stable")[:_SHOWN]
+        facts["leaks"] = found.take(first[order]).append_column("here", [matches[order]]).to_pylist()
     print_facts(facts, as_json, _show_leaks)
 
 
@@ -129,11 +137,16 @@ def _show_leaks(facts: Mapping[str, Any]) -> str:
         f"{item['sample_id']} (row {item['row']}, {item['decision'].replace('_', ' ')}): "
         f"{'same content as' if item['exact'] else 'cosine {:.4f} to'.format(item['cosine'])} "
         f"{item['reference']} row {item['reference_row']}"
+        f"{', and {:,} more'.format(item['here'] - 1) if item['here'] > 1 else ''}"
         for item in facts["leaks"]
     ]
-    if len(lines) < facts["matches"]:
-        lines.append(f"... and {facts['matches'] - len(lines):,} more; --out FILE writes all")
-    lines.append(f"{facts['rows']:,} rows leak, with {facts['matches']:,} matches listed")
+    if len(lines) < facts["rows"]:
+        lines.append(f"... and {facts['rows'] - len(lines):,} rows more; --out FILE writes all")
+    lines.append(
+        f"{facts['rows']:,} rows leak, {facts['kept']:,} of them are kept; {facts['matches']:,} matches are listed"
+    )
+    if facts["kept"]:
+        lines.append("to drop what leaks: --set dedup.against_action=drop with tamis run; nothing is compared anew")
     return "\n".join(lines)
 
 

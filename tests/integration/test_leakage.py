@@ -112,11 +112,43 @@ def test_flagged_rows_stay_and_say_so(given, tmp_path, cli):
     assert manifest.reasons[said["r7"]] == same["reason"]
     shown = cli("leaks", tmp_path / "run")
     assert "r7 (row 7, kept): same content as a.parquet row 100" in shown.stdout
-    assert "more; --out FILE writes all" in shown.stdout
+    assert "r0 (row 0, kept): cosine 0.9999 to a.parquet row 0, and 1 more" in shown.stdout
+    assert "rows more; --out FILE writes all" in shown.stdout
     out = tmp_path / "leaks.parquet"
     facts = json.loads(cli("leaks", tmp_path / "run", "--out", out, "--json").stdout)
     assert facts["leaks"] == pq.read_table(out).to_pylist()
     assert facts["matches"] == len(facts["leaks"])
+    leaking = {item["sample_id"] for item in facts["leaks"]}
+    assert facts["rows"] == facts["kept"] == len(leaking)
+    assert f"{len(leaking)} rows leak, {len(leaking)} of them are kept; {facts['matches']} matches" in shown.stdout
+    assert "dedup.against_action=drop" in shown.stdout
+
+
+def test_kept_rows_are_listed_first_and_each_once(given, tmp_path, cli):
+    folder, _, _ = given
+    run(folder, tmp_path / "run", eps=0.0)
+    lines = cli("leaks", tmp_path / "run").stdout.splitlines()
+    told = [line.partition(": ")[0] for line in lines if line.startswith("r")]
+    fates = [name.endswith("kept)") for name in told]
+    assert (len(set(told)), fates) == (4, [True, True, True, False])  # of rows 9 and 300, which are equal, one is kept
+
+
+def test_the_report_shows_leaking_rows_as_such(given, tmp_path):
+    from tamis.reports.report import build_report, write_report
+
+    folder, _, _ = given
+    run(folder, tmp_path / "run")
+    manifest = tamis.open_manifest(tmp_path / "run")
+    report = build_report(tmp_path / "run")
+    kept = [fate for fate in report["examples"] if fate["decision"] == "kept"]
+    assert len(kept) > 2
+    for fate in kept:
+        assert len(fate["examples"]) == min(3, fate["rows"])
+        for item in fate["examples"]:
+            assert manifest.explain_row(item["row"])["reason"] == fate["reason"]
+    page = write_report(tmp_path / "run").read_text()
+    assert "<h3>Kept</h3>" in page
+    assert "<h3>Kept: leaks: same content as a row of a.parquet</h3>" in page
 
 
 def test_dropped_rows_name_the_file_and_nothing_else_changes(given, tmp_path):

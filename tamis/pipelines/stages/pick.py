@@ -54,9 +54,10 @@ def rows(params: Mapping[str, Any], inputs: Inputs) -> Output:
     gone = pc.sum(pc.is_in(lacking, names), min_count=0).as_py()
     lacking = lacking.filter(pc.invert(pc.is_in(lacking, names)))
     if len(lacking) and (params["missing"] == "refuse" or len(lacking) == len(ids)):
+        hashes = "content hashes are of the text and the label alike: name the same columns as the list's run did. "
         raise DataError(
             f"{path}: {len(lacking)} of its {len(ids)} ids are not in the dataset: {shown(lacking.to_pylist())}; is it "
-            "of this dataset? To go without some, set pick.missing: ignore"
+            f"of this dataset? {hashes if by_content else ''}To go without some, set pick.missing: ignore"
         )
     chosen = at.drop_null().to_numpy().astype(np.int64)
     also = np.setdiff1d(np.flatnonzero(kept_before(inputs, alive)), chosen)  # of the manifest that is continued

@@ -46,17 +46,17 @@ def examples(run: Finished) -> list[dict[str, Any]]:
             "decision": names[item["decision"]],
             "reason": manifest.reasons[item["reason"]],
             "rows": item["row_count"],
-            "examples": _kept(run) if item["decision"] == KEPT else _dropped(run, item),
+            "examples": _kept(run, item) if item["decision"] == KEPT else _dropped(run, item),
         }
         for item in found
     ]
 
 
-def _kept(run: Finished) -> list[dict[str, Any]]:
+def _kept(run: Finished, fate: dict[str, Any]) -> list[dict[str, Any]]:
     select = run.manifest.select
     names = ("row", "rank", "score", "gain", "weight", "difficulty", "cluster")
-    at = _ends_and_middle(select.num_rows)
-    rows = select.select(list(names)).take(pa.array(at)).to_pylist()
+    table = select.filter(pc.equal(select["reason"], fate["reason"])).select(list(names))
+    rows = table.take(pa.array(_ends_and_middle(table.num_rows))).to_pylist()
     return [{**row, "stands_for_it": None} for row in rows]
 
 
