@@ -83,7 +83,7 @@ def compare(
     from tamis.errors import RecipeError
     from tamis.manifests.atomic import write_atomic
     from tamis.progress import ComparisonProgress
-    from tamis.reports.dots import draw
+    from tamis.reports.plots import draw_comparison
     from tamis.training.compare import check_target
     from tamis.training.compare import compare as compare_subsets
 
@@ -108,7 +108,7 @@ def compare(
             on_step=progress.on_step,
         )
     if plot is not None:
-        write_atomic(plot, draw(facts))
+        write_atomic(plot, draw_comparison(facts))
     print_facts(facts, as_json, show_comparison)
 
 

@@ -7,14 +7,17 @@ own, and are drawn without grids, frames or legends: what a line is stands besid
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tamis.reports.brief import clipped
+from tamis.reports.comparison import results_of
 from tamis.reports.svg import GONE, INK, KEPT, LINE, SOFT, to_svg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -33,14 +36,12 @@ _RC = {
     "path.simplify": False,
     "axes.unicode_minus": False,
 }
-_LONGEST_NAME = 26
+_LONGEST_NAME, _LONGEST_ALONE = 26, 32
 _SCALES = {"accuracy": 100, "loss": 1}
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:
     """Draw each plot that there are numbers for, by name: SVG, its texts escaped."""
-    import matplotlib as mpl
-
     near, clusters, compared = report["near_duplicates"], report["clusters"], report["comparison"]
     wanted: dict[str, tuple[str, Callable[[Any], Figure], Any]] = {
         "map": ("Kept and dropped rows on two principal components", _map, report["map"]),
@@ -55,17 +56,39 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         "weights": ("Histogram of weights", _weights, report["weights"]["histogram"]),
         "comparison": ("Accuracies with intervals", _comparison, compared and compared["results"] and compared),
     }
-    with mpl.rc_context(_RC), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the page's font has it, or shows a box
+    with _drawing():
         return {name: to_svg(plot(numbers), label) for name, (label, plot, numbers) in wanted.items() if numbers}
 
 
-def _figure(height: int = 210, left: int = _LEFT, top: int = _TOP, bottom: int = _BOTTOM) -> tuple[Figure, Axes]:
+def draw_comparison(comparison: Mapping[str, Any]) -> bytes:
+    """Draw what `tamis.compare` found as an SVG file of its own; equal comparisons give equal bytes.
+
+    Returns:
+        Subsets are green, full data and random rows sand; a bar is the mean's 95 % interval, small dots are the
+        trainings.
+    """
+    with _drawing():
+        figure = _comparison(results_of(comparison), wide=True)
+        return to_svg(figure, "Means of trainings with their intervals", alone=True).encode()
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    import matplotlib as mpl
+
+    with mpl.rc_context(_RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the page's font has it, or shows a box
+        yield
+
+
+def _figure(
+    height: int = 210, left: int = _LEFT, top: int = _TOP, bottom: int = _BOTTOM, width: int = _WIDTH
+) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=72)
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     axes = figure.add_axes(
-        (left / _WIDTH, bottom / height, (_WIDTH - left - _RIGHT) / _WIDTH, (height - bottom - top) / height)
+        (left / width, bottom / height, (width - left - _RIGHT) / width, (height - bottom - top) / height)
     )
     return figure, _quiet(axes)
 
@@ -281,9 +304,11 @@ def _weights(numbers: Numbers) -> Figure:
     return figure
 
 
-def _comparison(comparison: Numbers) -> Figure:
+def _comparison(comparison: Numbers, wide: bool = False) -> Figure:
+    """Each result's mean with its interval, and its trainings; `wide` where nothing stands beside the plot."""
     results, scale = comparison["results"], _SCALES[comparison["measure"]]
-    figure, axes = _figure(44 + 22 * len(results), left=170, top=4)
+    top = _TOP if wide else 4
+    figure, axes = _figure(40 + top + 22 * len(results), *((310, top, _BOTTOM, 640) if wide else (170, top)))
     for line, result in enumerate(results):
         colour = KEPT if result["subset"] else GONE
         mean, half = scale * result["mean"], scale * (result["ci95"] or 0.0)
@@ -292,12 +317,20 @@ def _comparison(comparison: Numbers) -> Figure:
         _dots(axes, [mean], [-line], colour, 8)
     axes.set_ylim(0.6 - len(results), 0.6)
     axes.margins(x=0.08)
-    _lines(axes, [_name(result["name"]) for result in results])
+    _lines(axes, [_sized(result) if wide else _name(result["name"], _LONGEST_NAME) for result in results])
     _named(axes, "test accuracy in %" if comparison["measure"] == "accuracy" else "test loss")
+    if wide:
+        seeds = max(len(result["values"]) for result in results)
+        _say(axes, 0, 1.02, f"means of {seeds} trainings, 95 % intervals", SOFT)
     return figure
 
 
-def _name(text: str) -> str:
+def _sized(result: Numbers) -> str:
+    """A result's name with its rows, unless it has them."""
+    rows = f"{result['size']:,} rows"
+    return _name(result["name"], _LONGEST_ALONE) + ("" if rows in result["name"] else f" ({rows})")
+
+
+def _name(text: str, most: int) -> str:
     """A name beside a plot: clipped, and without characters that are none in XML."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
+    return clipped("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text), most)

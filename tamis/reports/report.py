@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
-from tamis.errors import OutputError
 from tamis.manifests.atomic import write_atomic
 from tamis.pipelines.finished import finished_in, readable
+from tamis.reports.comparison import COMPARISON, read_comparison
 from tamis.reports.funnel import funnel
 from tamis.reports.sections import balance, clusters, duplicates, examples, scores, space, work
 from tamis.threads import one_blas_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from tamis.pipelines.finished import Finished
-
-COMPARISON = "compare.json"
 
 
 def write_report(folder: Path) -> Path:
@@ -47,7 +43,7 @@ def build_report(folder: Path) -> dict[str, Any]:
     """
     run = finished_in(folder)
     with readable(), one_blas_thread():  # the same last bits on any number of cores
-        return {**_summary(run), **_sections(run), "comparison": _comparison(folder / COMPARISON)}
+        return {**_summary(run), **_sections(run), "comparison": read_comparison(folder / COMPARISON)}
 
 
 def _summary(run: Finished) -> dict[str, Any]:
@@ -103,45 +99,3 @@ def _sections(run: Finished) -> dict[str, Any]:
         "samples": {str(item["row"]): item for item in examples.contents(run, shown - {None})},
         "contents_are_there": bool(run.stages[0].of("block")),
     }
-
-
-def _comparison(path: Path) -> dict[str, Any] | None:
-    """What `tamis compare` found; None where nothing was compared."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_bytes())
-        return {
-            "note": _text(found["note"]),
-            "measure": {"accuracy": "accuracy", "loss": "loss"}[found.get("measure", "accuracy")],
-            "results": [_result(item) for item in found["results"]],
-            "verdict": [_text(line) for line in found["verdict"]],
-            "break_even": [_text(item["line"]) for item in found.get("break_even", ())],
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OutputError(
-            f"{path} holds no comparison of trainings ({error!r}): remove it, or compare again"
-        ) from error
-
-
-def _result(item: Mapping[str, Any]) -> dict[str, Any]:
-    """One subset's trainings: their mean, half of its interval, and each one's value where they are told."""
-    values = item.get("accuracies") or item.get("losses") or []
-    half = item["ci95"]
-    numbers = {"mean": item["mean"], "values": values, "ci95": half}
-    if not all(math.isfinite(number) for number in (item["mean"], *values, *([] if half is None else [half]))):
-        raise ValueError(f"a number is none in {numbers}")
-    return {
-        "name": _text(item["name"]),
-        "size": int(item["size"]),
-        "samples_seen": int(item["samples_seen"]),
-        "subset": item.get("subset_id", "") is not None,  # or all rows, or random ones
-        **numbers,
-    }
-
-
-def _text(value: Any) -> str:
-    """A text that can be written: what is half of a surrogate pair is no character."""
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value.encode("utf-8", "replace").decode()

@@ -18,7 +18,7 @@ from tamis.manifests.atomic import write_atomic
 from tamis.manifests.reader import open_manifest
 from tamis.pipelines.dataset import home_of, locate
 from tamis.pipelines.resources import usable_cores
-from tamis.reports.report import COMPARISON
+from tamis.reports.comparison import COMPARISON
 from tamis.training.arms import train_arms
 from tamis.training.break_even import break_even, selection_seconds
 from tamis.training.lineup import FULL, RANDOM, STRATIFIED, line_up, plain

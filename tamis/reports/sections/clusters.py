@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from tamis.pipelines.state import KEPT, matrix_of
-from tamis.reports.digits import rounded
+from tamis.reports.brief import rounded
 from tamis.selectors.density import concept_complexity, inter_distance
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tamis.pipelines.finished import GoneError
 from tamis.pipelines.threshold import pairs_of
-from tamis.reports.digits import rounded
+from tamis.reports.brief import rounded
 
 if TYPE_CHECKING:
     from tamis.pipelines.finished import Finished

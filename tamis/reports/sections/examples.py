@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tamis.manifests.schema import DECISIONS
 from tamis.pipelines.state import KEPT
+from tamis.reports.brief import clipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,11 +113,6 @@ def _content(block: pa.Table, local: Rows) -> list[dict[str, Any]]:
     if "image" in roles:
         found["image"] = [_thumbnail(item) for item in rows["image"].to_pylist()]
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
-
-
-def clipped(text: str, most: int) -> str:
-    """A text of at most so many characters, that ends in an ellipsis where some are left out."""
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _tokens(tokens: list[Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from tamis.reports.digits import rounded
+from tamis.reports.brief import rounded
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,7 +8,7 @@ import numpy as np
 
 from tamis.embeddings.rankme import rankme
 from tamis.pipelines.state import alive_rows, vectors
-from tamis.reports.digits import rounded
+from tamis.reports.brief import rounded
 from tamis.reports.nearest import coverage
 
 if TYPE_CHECKING:

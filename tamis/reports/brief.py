@@ -1,4 +1,4 @@
-"""Numbers of a report, to as many digits as mean something."""
+"""Numbers and texts with as many digits and letters as a report shows."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ def rounded(values: Any, digits: int = 6) -> Any:
     if isinstance(values, (int, float)):
         return float(f"{values:.{digits}g}")
     return [float(f"{value:.{digits}g}") for value in np.asarray(values).tolist()]
+
+
+def clipped(text: str, most: int) -> str:
+    """A text of at most so many characters, that ends in an ellipsis where some are left out.
+
+    >>> clipped("much to say", 6)
+    'much…'
+    """
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
