@@ -82,6 +82,8 @@ def compare(
 
     Returns:
         `note`; `measure` ("accuracy", or "loss" where samples have no labels); `budget`, `epochs` and `seeds`;
+        `test_rows`, how many were measured on, and `test_rows_in_dataset`, how many of a test set have the content of
+        rows of the dataset;
         `results`, one a row of the table; `tests`, their differences from random rows; `verdict`, lines; `break_even`,
         one a subset.
 
@@ -137,6 +139,7 @@ def compare(
     ]
     facts["note"] = f"{_budgets(budget, total, config.epochs)}; {seeds} seeds, {setting.describe()}. {note}".strip()
     facts |= {"measure": setting.measure, "budget": budget, "epochs": config.epochs, "seeds": seeds}
+    facts |= {"test_rows": len(setting.test), "test_rows_in_dataset": setting.known}
     write_atomic(target, json.dumps(facts, indent=1).encode())
     return facts
 

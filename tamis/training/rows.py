@@ -100,20 +100,19 @@ def read_any(
     Raises:
         TamisError: As `read_training`.
     """
-    from tamis.pipelines.stages.ingest import CONTENT_ROLES, content_hashes
-
-    fields = _own(_fields(manifest, model), model)
-    table = _read(manifest, dataset, rows, fields, model)
-    roles = tuple(role for role in CONTENT_ROLES if role in fields and role != "label")
-    return _samples(table, model, (), image_size), content_hashes(table, roles)
+    table = _read(manifest, dataset, rows, _own(_fields(manifest, model), model), model)
+    return _samples(table, model, (), image_size), _contents(table)
 
 
 def read_test(
     manifest: Manifest, path: str | Path, model: str, training: Samples, image_size: int | None = None
-) -> Samples:
+) -> tuple[Samples, pa.Array]:
     """Reads a test set with the manifest's columns, for a model of the training's samples.
 
     A label that training lacks is a class that the model never learns.
+
+    Returns:
+        As `read_any`, of all rows.
 
     Raises:
         DataError: A file or column cannot be read.
@@ -127,7 +126,7 @@ def read_test(
     everything = np.arange(sum(source.rows for source in sources))
     table = _by_role(take_rows(sources, everything, list(dict.fromkeys(fields.values()))), fields, model)
     channels = training.pixels.shape[1] if isinstance(training, Images) else None
-    return _samples(table, model, training.classes, image_size, channels)
+    return _samples(table, model, training.classes, image_size, channels), _contents(table)
 
 
 def _read(
@@ -203,6 +202,15 @@ def _by_role(table: pa.Table, fields: dict[str, str], model: str) -> pa.Table:
         if samples[role].null_count:
             raise DataError(f"column {fields[role]!r} is null in {samples[role].null_count} of the rows to use")
     return samples
+
+
+def _contents(table: pa.Table) -> pa.Array:
+    """Hashes of rows with their columns named by role, but for the label: fixed_size_binary(16) [k]."""
+    from tamis.pipelines.stages.ingest import CONTENT_ROLES, content_hashes
+
+    return content_hashes(
+        table, tuple(role for role in CONTENT_ROLES if role in table.column_names and role != "label")
+    )
 
 
 def _check_rows(select: pa.Table, samples: pa.Table, fields: dict[str, Any]) -> None:

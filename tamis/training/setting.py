@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 
 from tamis.errors import DataError, DatasetMismatchError, RecipeError
 from tamis.manifests.schema import Decision
@@ -50,6 +51,7 @@ class Setting:
         test: What is measured on.
         held_out: Whether that is a part of the samples.
         subsets: One a manifest.
+        known: How many rows of a test set have the content of one of the samples.
     """
 
     samples: Samples
@@ -57,6 +59,7 @@ class Setting:
     test: Samples
     held_out: bool
     subsets: list[Subset]
+    known: int = 0
 
     @property
     def measure(self) -> str:
@@ -67,7 +70,8 @@ class Setting:
         """What is measured on, in words."""
         rows = f"{len(self.test):,} held-out rows"
         if not self.held_out:
-            return rows
+            seen = f"{self.known:,} of them have the same content as rows of the dataset, which trainings may have seen"
+            return f"{rows}. {seen}" if self.known else rows
         taken = [
             f"{kept - len(subset.rows):,} of the {kept:,} of {subset.name}"
             for subset in self.subsets
@@ -105,12 +109,14 @@ def read_setting(
     rows = np.flatnonzero(usable)
     model, size = _model(first)
     samples, contents = read_any(first, dataset, rows, model, size)
+    known = 0
     if test is None:
         held = hold_out(contents, samples.labels, share)
         measured = samples.take(np.flatnonzero(held))
     else:
         held = np.zeros(len(samples), bool)
-        measured = read_test(first, test, model, samples, size)
+        measured, others = read_test(first, test, model, samples, size)
+        known = pc.sum(pc.is_in(others, value_set=contents)).as_py() or 0
     subsets = []
     for name, manifest in zip(names, manifests, strict=True):
         where = np.searchsorted(rows, manifest.select["row"].to_numpy())
@@ -119,7 +125,7 @@ def read_setting(
             raise DataError(f"all {len(where)} rows of {name} are held out; give data to measure on with --test")
         weights = manifest.select["weight"].to_numpy().astype(np.float32)
         subsets.append(Subset(name, manifest, where[left], weights[left]))
-    return Setting(samples, np.flatnonzero(~held), measured, test is None, subsets)
+    return Setting(samples, np.flatnonzero(~held), measured, test is None, subsets, known)
 
 
 def names_of(manifests: Sequence[str | Path], taken: Sequence[str]) -> list[str]:

@@ -214,7 +214,7 @@ def train(
     section = manifest.record["recipe"].get("train", {})
     model, size = section.get("model", "text"), section.get("image_size")
     read = read_training(manifest, dataset, model, image_size=size, trust_rows=trust_rows)
-    held_out = None if test is None else read_test(manifest, test, model, read.samples, size)
+    held_out = None if test is None else read_test(manifest, test, model, read.samples, size)[0]
     with process_group(choose_device(device)):
         return fit(
             read.samples,

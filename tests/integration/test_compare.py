@@ -396,6 +396,22 @@ def test_without_a_test_a_part_of_the_data_is_in_no_training(place, compared, ma
     assert compared("run", "--seeds", 2, "--hold-out", 0.5)["results"][0]["size"] in range(120, 124)
 
 
+def test_rows_of_the_test_that_are_in_the_dataset(place, compared):
+    """By content: under another id and even with another label."""
+    columns, others = (pq.read_table(place / f"{name}.parquet").to_pydict() for name in ("rows", "test"))
+    others["text"][10:22] = [*columns["text"][:11], columns["text"][0]]
+    pq.write_table(pa.table(others), place / "leaky.parquet")
+    facts = compared("one", "--test", "leaky.parquet", "--seeds", 2)
+    expected = len([text for text in others["text"] if text in columns["text"]])
+    assert expected >= 12
+    assert (facts["test_rows"], facts["test_rows_in_dataset"]) == (100, expected)
+    said = f"100 held-out rows. {expected} of them have the same content as rows of the dataset, which trainings may"
+    assert said in facts["note"]
+    facts = compared("one", "--test", "test.parquet", "--seeds", 2)
+    assert facts["test_rows_in_dataset"] == 0
+    assert "same content" not in facts["note"]
+
+
 def test_a_subset_of_one_row(place, compared):
     facts = compared("single", "--test", "test.parquet", "--seeds", 2)
     assert [row["size"] for row in facts["results"]] == [240, 1, 1, 1]
