@@ -9,7 +9,7 @@ from tamis.manifests.atomic import write_atomic
 from tamis.pipelines.finished import finished_in, readable
 from tamis.reports.comparison import COMPARISON, read_comparison
 from tamis.reports.funnel import funnel
-from tamis.reports.sections import balance, clusters, duplicates, examples, scores, space, work
+from tamis.reports.sections import balance, clusters, duplicates, examples, leakage, scores, space, work
 from tamis.threads import one_blas_thread
 
 if TYPE_CHECKING:
@@ -83,12 +83,15 @@ def _sections(run: Finished) -> dict[str, Any]:
     """What its rows look like."""
     fates = examples.examples(run)
     near = duplicates.near_duplicates(run)
+    leaks = leakage.leakage(run)
     shown = {row for fate in fates for item in fate["examples"] for row in (item["row"], item["stands_for_it"])}
+    shown |= {item["row"] for stage in leaks for item in stage["first"]}
     shown |= {row for pair in (near["borderline"] if near else ()) for row in pair["rows"]}
     return {
         **space.space(run),
         "clusters": clusters.clusters(run),
         "near_duplicates": near,
+        "leakage": leaks,
         "gains": scores.gains(run),
         "classes": balance.classes(run),
         "sources": balance.sources(run),

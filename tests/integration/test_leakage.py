@@ -12,6 +12,7 @@ import tamis
 from tamis.pipelines import leakage
 from tamis.pipelines.node import Task
 from tamis.pipelines.stages import dedup
+from tamis.reports.report import write_report
 
 N, DIM = 400, 16
 SIZES = {"a.parquet": 150, "b.parquet": 70}
@@ -149,6 +150,39 @@ def test_the_report_shows_leaking_rows_as_such(given, tmp_path):
     page = write_report(tmp_path / "run").read_text()
     assert "<h3>Kept</h3>" in page
     assert "<h3>Kept: leaks: same content as a row of a.parquet</h3>" in page
+
+
+def test_the_report_has_them(given, tmp_path, cli):
+    folder, X, files = given
+    run(folder, tmp_path / "run")
+    leaking = {row for row, _, _ in expected(X, files, 0.05)}
+    kept = set(tamis.open_manifest(tmp_path / "run").select["row"].to_pylist())
+    matches = listed(tmp_path / "run")
+    page = write_report(tmp_path / "run").read_text()
+    (found,) = json.loads((tmp_path / "run" / "report.json").read_text())["leakage"]
+    assert (found["leaks"], found["kept"], found["dropped"]) == (len(leaking), len(leaking & kept), 0)
+    assert 0 < found["kept"] < found["leaks"]
+    assert found["exact"] == len({item["row"] for item in matches if item["exact"]})
+    assert found["matches"] == len(matches)
+    assert {item["file"]: item["leaks"] for item in found["against"]} == {
+        name: len({item["row"] for item in matches if item["reference"] == name}) for name in SIZES
+    }
+    nearest = {}
+    for item in matches:
+        nearest.setdefault(item["row"], item)
+    assert [item["row"] for item in found["first"]] == sorted(leaking & kept)[:12]
+    for item in found["first"]:
+        assert {**item, "cosine": None} == {name: nearest[item["row"]][name] for name in item} | {"cosine": None}
+        assert item["cosine"] == pytest.approx(nearest[item["row"]]["cosine"], abs=1e-6)
+    assert f"{len(leaking)} leak, {found['exact']} of them by the same content" in page
+    assert '<td class="text">a.parquet, row 100</td>' in page
+    # Where the files are gone the report has no such section, and the list says what became of it.
+    shutil.rmtree(tmp_path / "run" / "work" / "dedup.mark")
+    assert "<h2>Leakage</h2>" in page
+    assert "<h2>Leakage</h2>" not in write_report(tmp_path / "run").read_text()
+    result = cli("leaks", tmp_path / "run")
+    assert result.exit_code == 5
+    assert "files of 02-dedup are gone from" in result.stderr
 
 
 def test_dropped_rows_name_the_file_and_nothing_else_changes(given, tmp_path):

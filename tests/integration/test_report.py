@@ -287,7 +287,8 @@ def test_what_a_run_has_no_stage_for_is_absent(make_columns, write, recipe, tmp_
         "difficulty",
     )
     assert [report[name] for name in absent] == [None] * len(absent)
-    assert (report["classes"], report["weights"]["histogram"], report["comparison"]) == ([], None, None)
+    assert (report["classes"], report["leakage"], report["comparison"]) == ([], [], None)
+    assert report["weights"]["histogram"] is None
     page = render(report)
     assert re.findall("<h2>(.*)</h2>", page) == ["Funnel", "Examples", "Time and memory", "Recipe", "Origin"]
     assert "<svg" not in page
