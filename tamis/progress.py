@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tamis.training.trainer import Progress as Step
 
 _LINE_SECONDS = 5.0
+_WIDE = 72
 
 
 def _bars(unit: str) -> Any:
@@ -28,21 +29,24 @@ def _bars(unit: str) -> Any:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
             return Text(f"{task.speed:,.1f} {unit}/s" if task.speed else f"{unit}")
 
+    console = Console(stderr=True)
+    wide = console.width >= _WIDE  # else a bar would have no room, and the rest would wrap
     columns = (
         TextColumn("{task.description:<14}"),
         BarColumn(None),
         MofNCompleteColumn(),
-        Rate(),
-        TimeElapsedColumn(),
+        *([Rate(Column(no_wrap=True)), TimeElapsedColumn()] if wide else []),
         TimeRemainingColumn(),
+        *([TextColumn("left")] if wide else []),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=console, transient=True)
 
 
 class _Bar:

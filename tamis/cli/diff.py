@@ -87,12 +87,12 @@ def _show_diff(facts: Mapping[str, Any]) -> str:
     weights = facts["weights"]
     if weights is not None:
         lines.append(
-            f"weights of the {weights['rows']:,} rows in both: changed by {weights['mean_change']:.4g} in the mean, at "
-            f"most by {weights['max_change']:.4g}"
+            f"weights of the {weights['rows']:,} rows in both: "
             + (
-                f" ({visible(weights['sample_id'])}: {weights['a']:.4g} to {weights['b']:.4g})"
+                f"changed by {weights['mean_change']:.4g} in the mean, at most by {weights['max_change']:.4g} "
+                f"({visible(weights['sample_id'])}: {weights['a']:.4g} to {weights['b']:.4g})"
                 if weights["max_change"]
-                else ""
+                else "the same"
             )
         )
     return "\n".join([*lines, *(f"note: {note}" for note in facts["notes"])])

@@ -165,9 +165,10 @@ def _show_why(facts: Mapping[str, Any]) -> str:
 
 def _show_fate(item: Mapping[str, Any]) -> list[str]:
     score = "" if item["score"] is None else f" (score {item['score']:.4f})"
+    where = "" if item["decision"] == "kept" else f" in {item['stage']}"
+    reason = "" if item["reason"] == item["decision"] == "kept" else f": {item['reason']}"
     lines = [
-        f"{visible(item['sample_id'])} (row {item['row']}): {item['decision'].replace('_', ' ')} in "
-        f"{item['stage']}: {item['reason']}{score}"
+        f"{visible(item['sample_id'])} (row {item['row']}): {item['decision'].replace('_', ' ')}{where}{reason}{score}"
     ]
     if item["decision"] == "kept":
         known = [

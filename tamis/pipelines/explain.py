@@ -36,10 +36,10 @@ def why_not_cached(plan: Plan, todo: Collection[str], previous: Mapping[str, Any
 def _reason(plan: Plan, position: int, missing: int, previous: Mapping[str, Any] | None) -> str:
     stage = plan.stages[position]
     if previous is None:
-        return "no run in this folder yet"
+        return "no finished run in this folder yet"
     before = next((old for old in previous["stages"] if old["stage"] == stage.label), None)
     if before is None:
-        return "new stage" if position else "no run in this folder yet"
+        return "new stage" if position else "no finished run in this folder yet"
     nodes = {tuple(reference) for reference in before["nodes"]}
     if all(plan.nodes[name].reference in nodes for name in stage.nodes):
         return f"not finished: {missing} of {len(stage.nodes)} tasks are left"

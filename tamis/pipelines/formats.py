@@ -358,6 +358,12 @@ def _csv_header(location: str) -> list[str]:
         header = next(csv.reader(_decoded_lines(stream), strict=True), [])
     if not header:
         raise DataError(f"{location}: the first line is blank; it must name the columns")
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise DataError(
+                f"{location}: the header is {header[0][:80]!r}, one column: this looks like CSV with {name}; "
+                "only commas separate fields here: write the file again with commas"
+            )
     for name in header:
         if SURROGATE.search(name):
             raise DataError(f"{location}: the column name {name!r} is not UTF-8")

@@ -80,7 +80,8 @@ def guess(data: str) -> Guess:
     """
     sources = tuple(scan(found) for found in resolve(data))
     shared = [name for name in sources[0].columns if all(name in source.columns for source in sources)]
-    columns = _Columns(_sample(sources, shared))
+    sample, undecoded = _sample(sources, shared)
+    columns = _Columns(sample)
     found = {role: seek(columns) for role, seek in _SEEKERS.items()}
     why: list[str] = []
     fields: dict[str, str] = {}
@@ -92,7 +93,12 @@ def guess(data: str) -> Guess:
         there = ", ".join(f"{name} ({kind})" for name, kind in columns.kinds.items())
         raise DataError(
             f"no column of {data} looks like texts, images, token blocks or vectors; those in all files: "
-            f"{there or 'none'}. Write the recipe by hand: tamis recipes --keys"
+            f"{there or 'none'}. "
+            + (
+                f"{undecoded} of {sample.num_rows} rows have text that is not UTF-8: write the data again as UTF-8"
+                if undecoded
+                else "Write the recipe by hand: tamis recipes --keys"
+            )
         )
     _keep_or_drop_id(sources, fields, why)
     looked = _look(sources, fields)
@@ -107,18 +113,19 @@ def guess(data: str) -> Guess:
     return Guess(sources, fields, tuple(why), rows, looked.rows, looked.bad, looked.different, classes)
 
 
-def _sample(sources: Sequence[SourceFile], shared: list[str]) -> pa.Table:
-    """Some rows of the largest file, from places spread over it."""
+def _sample(sources: Sequence[SourceFile], shared: list[str]) -> tuple[pa.Table, int]:
+    """Some rows of the largest file, from places spread over it; and in how many of them text cannot be decoded."""
     source = max(sources, key=lambda source: source.rows)
     count = min(source.rows, _SAMPLED_ROWS)
     edges = [part * count // _SAMPLES for part in range(_SAMPLES + 1)]
     apart = (source.rows - count) // max(1, _SAMPLES - 1)  # rows between two places that are left out
     parts = [
-        read_rows(source, shared, start + number * apart, stop + number * apart)[0]
+        read_rows(source, shared, start + number * apart, stop + number * apart)
         for number, (start, stop) in enumerate(itertools.pairwise(edges))
         if start < stop
     ]
-    return pa.concat_tables(parts, promote_options="permissive")
+    undecoded = sum(int(np.count_nonzero(problem)) for _, problem in parts)
+    return pa.concat_tables([table for table, _ in parts], promote_options="permissive"), undecoded
 
 
 class _Columns:

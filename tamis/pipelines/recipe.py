@@ -666,12 +666,17 @@ def load_recipe(
     else:
         path = Path(source)
         origin = str(path)
+        if path.suffix in _DATA_SUFFIXES:
+            raise RecipeError(
+                f"{path}: a recipe is a YAML file, and this is data; to write a recipe for it: tamis init"
+            )
         try:
             if path.exists() and not path.is_file():
                 raise OSError("it is no regular file")
             text = path.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise RecipeError(f"{path}: cannot read the recipe: {why}") from error
         raw, lines = load_recipe_text(text, origin)
         folder = path.resolve().parent
     for override in overrides:
@@ -680,6 +685,9 @@ def load_recipe(
         return Recipe.model_validate(raw), folder
     except ValidationError as error:
         raise RecipeError(_explain(error, raw, origin, lines)) from error
+
+
+_DATA_SUFFIXES = (".parquet", ".pq", ".jsonl", ".ndjson", ".csv", ".arrow", ".feather", ".ipc", ".gz")
 
 
 def _no_lines(_: Path_) -> int | None:

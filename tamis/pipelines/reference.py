@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
 _WIDTH = 100
 # What stands where a key has no default, or where the default alone is not valid.
@@ -49,9 +51,24 @@ def _keys(model: type[BaseModel], indent: int) -> Iterator[str]:
         if not field.description or name == "stages":
             continue
         required = field.is_required()
-        yield from _comment(field.description + (" Required." if required else ""), indent)
+        yield from _comment(field.description + _choices(field) + (" Required." if required else ""), indent)
         value = _EXAMPLES.get((model, name), None if required else field.default)
         yield f"{' ' * indent}{field.alias or name}: {_yaml(value)}"
+
+
+def _choices(field: FieldInfo) -> str:
+    """The words that a key may have, where it has a choice of them and its description does not name them."""
+    words = list(_words(field.annotation))
+    told = all(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", field.description or "") for word in words)
+    return "" if len(words) < 2 or told else f" One of {', '.join(words)}."
+
+
+def _words(kind: Any) -> Iterator[str]:
+    for item in get_args(kind):
+        if get_origin(kind) is not Literal:
+            yield from _words(item)
+        elif isinstance(item, str):
+            yield item
 
 
 def _comment(text: str, indent: int) -> list[str]:

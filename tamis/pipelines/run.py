@@ -395,8 +395,9 @@ def read_run(folder: Path, which: str = COMMITTED, names: Iterable[str] = tuple(
         if missing:
             raise ValueError(f"it does not say {', '.join(missing)}")
     except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise OutputError(
-            f"{folder} holds no run that was finished ({which} cannot be read: {error}); give the folder "
+            f"{folder} holds no run that was finished ({which} cannot be read: {why}); give the folder "
             "that was --out of tamis run"
         ) from error
     return described

@@ -91,6 +91,13 @@ def test_what_is_generated_is_up_to_date():
         assert written == page(), f"{name}: run python docs/generate.py"
 
 
+def test_the_reference_recipe_names_every_choice():
+    text = " ".join(line.strip(" #") for line in reference_recipe().splitlines())
+    assert "One of seta, infobatch, random, hard, full." in text
+    assert "One of ingenious, facility_location, graph_cut," in text
+    assert "One of flag, drop." in text
+
+
 def test_the_reference_recipe_is_valid_and_says_the_defaults(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(reference_recipe())

@@ -218,12 +218,15 @@ def test_it_overwrites_nothing(shapes, tmp_path, cli):
         ("d.parquet", None, ["does not exist"]),
         ("d.jsonl", '{"a": 1, "b": true}\n', ["no column of", "a (int64), b (bool)", "tamis recipes --keys"]),
         ("d.csv", "text\n\n", ["d.csv"]),
+        ("d.csv", "\ufeffid;text\n1;one, two\n", ["the header is 'id;text'", "semicolons", "with commas"]),
+        ("d.csv", "id\ttext\n1\tone, two\n", ["tabs", "with commas"]),
+        ("d.csv", b"id,text\n1,caf\xe9 au lait\n2,th\xe9 vert\n", ["2 of 2 rows have text that is not UTF-8"]),
         ("d.jsonl", '{"text": ""}\n{"text": " "}\n', ["none of the 2 rows", "can be used"]),
     ],
 )
 def test_what_is_refused(tmp_path, cli, name, content, parts):
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     result = cli("init", tmp_path / name, "--out", tmp_path / "r.yaml")
     assert result.exit_code == 3, result.stderr
     for part in parts:

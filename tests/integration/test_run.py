@@ -318,7 +318,7 @@ def test_plan_says_what_would_run_and_why(tmp_path, data, recipe, cli):
         return {stage["stage"]: stage for stage in json.loads(result.stdout)["stages"]}
 
     fresh = plan()
-    assert {stage["why"] for stage in fresh.values()} == {"no run in this folder yet"}
+    assert {stage["why"] for stage in fresh.values()} == {"no finished run in this folder yet"}
     assert not (tmp_path / "out").exists()
     run(path, tmp_path / "out")
     assert {stage["why"] for stage in plan().values()} == {"cached"}

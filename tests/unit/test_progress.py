@@ -51,6 +51,17 @@ def test_lines_where_there_is_no_terminal(bokeh, monkeypatch):
     ]
 
 
+def test_a_bar_fits_a_narrow_terminal(bokeh, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "46")
+    said = follow(Terminal(), monkeypatch)
+    assert "3/3" in said
+    assert "tasks" not in said
+    assert "\u2026" not in said
+    bars = [line for line in said.splitlines() if "\u2501" in line]
+    assert all("0:" in bar or "-:" in bar for bar in bars)
+
+
 def test_a_bar_on_a_terminal(bokeh, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")

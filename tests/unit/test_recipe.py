@@ -50,6 +50,16 @@ def stage_refusal(stage, **dataset):
     return refusal({"name": "x", "dataset": fields, "stages": [stage]})
 
 
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.csv.gz"])
+def test_a_dataset_in_place_of_a_recipe(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PAR1")
+    assert refusal(tmp_path / name).endswith("this is data; to write a recipe for it: tamis init")
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    assert refusal(tmp_path / "r.yaml").endswith("r.yaml: cannot read the recipe: No such file or directory")
+
+
 def test_a_good_recipe_loads_with_its_folder(tmp_path):
     recipe, folder = load_recipe(written(tmp_path, GOOD))
     assert folder == tmp_path

@@ -54,7 +54,7 @@ def rows(params: Mapping[str, Any], inputs: Inputs) -> Output:
     gone = pc.sum(pc.is_in(lacking, names), min_count=0).as_py()
     lacking = lacking.filter(pc.invert(pc.is_in(lacking, names)))
     if len(lacking) and (params["missing"] == "refuse" or len(lacking) == len(ids)):
-        hashes = "content hashes are of the text and the label alike: name the same columns as the list's run did. "
+        hashes = "It has content hashes, of the sample and its label: name the columns that its run named. "
         raise DataError(
             f"{path}: {len(lacking)} of its {len(ids)} ids are not in the dataset: {shown(lacking.to_pylist())}; is it "
             f"of this dataset? {hashes if by_content else ''}To go without some, set pick.missing: ignore"
