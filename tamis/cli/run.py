@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tamis.cli.common import FOLDER, JSON, LIMIT, SET, WORK, WORKERS, errors, print_facts, short_path
+from tamis.cli.common import FOLDER, JSON, LIMIT, SET, WORK, WORKERS, errors, print_facts, short_path, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +60,7 @@ def run(
     from tamis.pipelines.run import run as run_recipe
     from tamis.progress import Progress
 
+    _say_if_other(out, recipe, overrides)
     with Progress() as progress:
         result = run_recipe(
             recipe,
@@ -76,6 +77,24 @@ def run(
             on_event=progress.on_event,
         )
     click.echo(json.dumps(run_facts(result), sort_keys=True) if as_json else show_run(result))
+
+
+def _say_if_other(out: Path, recipe: Path, overrides: tuple[str, ...]) -> None:
+    """A folder is meant for one recipe: what is there stays, but the newest version becomes the other recipe's."""
+    from tamis.errors import OutputError
+    from tamis.pipelines.recipe import load_recipe
+    from tamis.pipelines.run import read_run
+
+    try:
+        there = read_run(out, names=("name",))["name"]
+    except OutputError:
+        return
+    name = load_recipe(recipe, overrides)[0].name
+    if name != there:
+        click.echo(
+            f"note: {visible(str(out))} has a run of {visible(there)!r}; {name!r} will be its next version",
+            err=True,
+        )
 
 
 def run_facts(result: Run) -> dict[str, Any]:

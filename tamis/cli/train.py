@@ -95,6 +95,8 @@ def train(
     if result.ledger is None:  # another of torchrun's processes tells
         return
     facts = {
+        "test": None if test is None else str(test),
+        "whole_epochs": config.epochs * manifest.select.num_rows,
         "accuracy": result.accuracy,
         "loss": result.loss,
         "samples_seen": result.samples_seen,
@@ -144,10 +146,13 @@ def _show_packed(facts: Mapping[str, Any]) -> str:
 
 
 def _show_training(facts: Mapping[str, Any]) -> str:
-    lines = [] if facts["accuracy"] is None else [f"accuracy   {facts['accuracy']:.4f}"]
+    on = f" on {facts['test']}" if facts["test"] else " of the training samples, when they were last seen"
+    lines = [] if facts["accuracy"] is None else [f"accuracy   {facts['accuracy']:.4f}{on}"]
+    left_out = facts["whole_epochs"] - facts["samples_seen"]
     lines += [
-        f"loss       {facts['loss']:.4f}",
-        f"samples    {facts['samples_seen']:,} in {facts['seconds']:.1f} s",
+        f"loss       {facts['loss']:.4f}{on}",
+        f"samples    {facts['samples_seen']:,} in {facts['seconds']:.1f} s"
+        + (f"; {left_out / facts['whole_epochs']:.0%} left out by the sampler" if left_out > 0 else ""),
         f"checkpoint {facts['checkpoint']}",
         f"ledger     {facts['ledger']}",
     ]

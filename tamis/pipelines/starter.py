@@ -20,6 +20,7 @@ _BUDGET = 0.25
 _PROXY_ROWS, _ROWS_PER_CLASS, _PROXY_CLASSES = 50, 10, 200
 _MIN_SHARE = 4.0  # rows that the smallest class gets of the budget, on average, where it is shared per label
 _WIDTH = 78
+_PLAIN = {"epochs": 12, "sampler": "full", "weights": "uniform"}
 
 
 def write_starter(data: str, out: Path) -> Guess:
@@ -99,7 +100,13 @@ def starter(found: Guess, path: str) -> str:
         lines += [f"  # {line}" for line in comment] + [f"  - {_flow(stage)}"]
     train = _train(found)
     if train:
-        lines += ["# For `tamis train runs/first`, after the run.", f"train: {_flow(train)}"]
+        lines.append("# For `tamis train runs/first`, after the run.")
+        if train["sampler"] == "full":
+            lines += [
+                "# sampler: seta sees fewer samples, by their difficulty, and wants more epochs on few rows;",
+                "# `tamis compare --as-recipe --budget epochs` tells what that is worth.",
+            ]
+        lines.append(f"train: {_flow(train)}")
     return "\n".join(lines) + "\n"
 
 
@@ -145,10 +152,6 @@ def _stages(found: Guess) -> list[tuple[list[str], dict[str, object]]]:
         select["per"] = "source"
         why.append("Every source keeps its share; shares: {NAME: 0.5} gives one another.")
     stages.append((why, select))
-    if _has_proxy(found) and _train(found):
-        stages.append(
-            (["Epochs over windows of easy to hard rows."], {"kind": "schedule", "method": "seta", "epochs": 12})
-        )
     return stages
 
 
@@ -181,9 +184,9 @@ def _has_proxy(found: Guess) -> bool:
 
 def _train(found: Guess) -> dict[str, object]:
     if found.classes and "text" in found.fields:
-        return {"model": "text", "epochs": 12}
+        return {"model": "text", **_PLAIN}
     if found.classes and "image" in found.fields:
-        return {"model": "image", "epochs": 12, "image_size": 28}
+        return {"model": "image", "image_size": 28, **_PLAIN}
     if "tokens" in found.fields and "text" not in found.fields:
         return {"model": "lm", "epochs": 12, "sampler": "random"}
     return {}

@@ -134,11 +134,11 @@ FOUND = {
     "Chinese": {"text": "story"},
 }
 STAGES = {
-    "parquet": ["embed", "dedup", "score", "prune", "select", "schedule"],
+    "parquet": ["embed", "dedup", "score", "prune", "select"],
     "many classes": ["embed", "dedup", "select"],
     "one class": ["embed", "dedup", "select"],
     "vectors only": ["embed", "dedup", "select"],
-    "class folders": ["embed", "dedup", "score", "prune", "select", "schedule"],
+    "class folders": ["embed", "dedup", "score", "prune", "select"],
 }
 ENCODERS = {"vectors only": "vectors", "vectors beside texts": "vectors", "class folders": "pixels", "tokens": "lsa"}
 PER = {"parquet": "label", "instructions": "source", "two files": "source", "many classes": None, "one class": None}
@@ -158,6 +158,8 @@ def test_the_recipe_runs_as_it_is(shape, shapes, tmp_path, cli):
     assert kinds == STAGES.get(shape, kinds)
     assert raw["stages"][0]["encoder"] == ENCODERS.get(shape, raw["stages"][0]["encoder"])
     (select,) = (stage for stage in raw["stages"] if stage["kind"] == "select")
+    if "train" in raw:
+        assert raw["train"]["sampler"] == ("random" if raw["train"]["model"] == "lm" else "full")
     assert select.get("per") == PER.get(shape, select.get("per"))
     tamis.run(recipe, tmp_path / "run", executor="sync")
     counts = dict(tamis.open_manifest(tmp_path / "run").record["counts"])

@@ -860,7 +860,44 @@ def test_train_on_the_run(finished, cli, tmp_path):
     _, out = finished
     result = cli("train", out, "--epochs", 1, "--out", tmp_path / "training", "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["samples_seen"] > 0
+    facts = json.loads(result.stdout)
+    assert 0 < facts["samples_seen"] <= facts["whole_epochs"] == 60
+    assert facts["test"] is None
+
+
+def test_a_training_says_what_it_was_measured_on_and_what_was_left_out(small_texts_run, cli):
+    out, data = small_texts_run
+    told = cli("train", out, "--test", data).stdout.splitlines()
+    assert told[0].startswith("accuracy ")
+    assert told[0].endswith(f" on {data}")
+    assert told[1].endswith(f" on {data}")
+    assert told[2].endswith("% left out by the sampler")
+    told = cli("train", out, "--out", out / "again").stdout.splitlines()
+    assert told[0].endswith(" of the training samples, when they were last seen")
+
+
+@pytest.fixture
+def small_texts_run(make_columns, write, recipe, tmp_path):
+    """A run whose training is by SeTa, and its dataset."""
+    data = write(make_columns(N))
+    stages = [
+        {"kind": "embed", "encoder": "lsa", "dim": 8},
+        {"kind": "score", "method": "proxy", "folds": 2},
+        {"kind": "schedule", "method": "seta", "epochs": 6, "num_group": 4},
+    ]
+    tamis.run(recipe(data, stages, max_bad_fraction=0.1), tmp_path / "seta", executor="sync")
+    return tmp_path / "seta", data
+
+
+def test_another_recipe_in_a_folder_is_told(write, make_columns, recipe, tmp_path, cli):
+    data, out = write(make_columns(N)), tmp_path / "shared"
+    stages = [{"kind": "dedup", "eps": 0.0}]
+    run = ("run", recipe(data, stages, max_bad_fraction=0.1), "--out", out, "--executor", "sync")
+    assert "note:" not in cli(*run).stderr
+    assert "note:" not in cli(*run).stderr
+    other = cli(*run, "--set", "name=two")
+    assert other.exit_code == 0, other.stderr
+    assert f"note: {out} has a run of 'test'; 'two' will be its next version" in other.stderr
 
 
 def test_the_record_describes_the_run(finished):
