@@ -91,4 +91,6 @@ def _show_recipes(facts: Mapping[str, Any]) -> str:
 
 
 def _show_init(facts: Mapping[str, Any]) -> str:
-    return f"{facts['recipe']}\nnext: tamis run {facts['recipe']} --out runs/first"
+    recipe = Path(facts["recipe"])
+    run = Path("runs", recipe.stem if Path("runs", "first").exists() else "first")  # a folder for each recipe
+    return f"{recipe}\nnext: tamis run {recipe} --out {run}"

@@ -119,6 +119,16 @@ def test_ids_that_the_dataset_lacks(bring, table, tmp_path):
     assert "3 of its 3 ids are not in the dataset" in bring(none, "--missing", "ignore", out="none", code=3)
 
 
+def test_content_hashes_of_other_columns(bring, recipe, write, table, tmp_path, cli):
+    path = recipe(write(table), [{"kind": "select", "method": "random", "budget": 40}], max_bad_fraction=0.01)
+    tamis.run(path, tmp_path / "first", executor="sync")
+    listed = tmp_path / "l.npy"
+    assert cli("export", tmp_path / "first", "--to", "npy", "--out", listed).exit_code == 0
+    said = bring(listed, code=3)  # without the label, which is of the content
+    assert "40 of its 40 ids are not in the dataset" in said
+    assert "content hashes, of the sample and its label: name the columns that its run named" in said
+
+
 def test_rows_that_are_set_aside_before_are_told(recipe, write, table, tmp_path):
     ids = table["id"].to_pylist()[3:8]  # one of them has no text
     text_list(tmp_path / "l.txt", ids)

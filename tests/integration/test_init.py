@@ -179,6 +179,14 @@ def test_it_says_why_it_took_no_id_and_no_label(shapes, tmp_path, cli, monkeypat
     ]
 
 
+def test_the_next_step_does_not_run_into_another_recipes_folder(shapes, tmp_path, cli, monkeypatch):
+    shapes["parquet"]()
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "d.parquet", "--out", "one.yaml").stdout.endswith("one.yaml --out runs/first\n")
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    assert cli("init", "d.parquet", "--out", "two.yaml").stdout.endswith("two.yaml --out runs/two\n")
+
+
 def test_every_value_has_a_comment_and_any_yaml_reader_agrees(shapes, tmp_path, cli):
     recipe = tmp_path / "r.yaml"
     assert cli("init", shapes["csv with odd names"](), "--out", recipe).exit_code == 0
