@@ -98,11 +98,12 @@ class Progress(_Bar):
     def __init__(self) -> None:
         super().__init__("tasks")
         self._total = 0
+        self._open: dict[str, int] = {}  # tasks to come, by stage
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Show one event of `tamis.run`."""
         if event["event"] == "run":
-            self._total = event["todo"]
+            self._total, self._open = event["todo"], dict(event["stages"])
             if self._total:
                 self.show(
                     "starting",
@@ -112,7 +113,9 @@ class Progress(_Bar):
                 )
         elif event["event"] == "node":
             done = self._total - event["left"]
-            self.show(event["stage"], done, self._total, f"{event['stage']}: task {done} of {self._total}")
+            self._open[event["stage"]] -= 1
+            at = next((stage for stage, count in self._open.items() if count), event["stage"]) if self._rich else ""
+            self.show(at or event["stage"], done, self._total, f"{event['stage']}: task {done} of {self._total}")
         elif event["event"] == "cluster" and find_spec("bokeh"):  # Dask's dashboard is drawn by it
             self.say(f"dashboard of the workers: {event['dashboard']}")
         elif event["event"] == "repair":

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     type=click.Choice(["seen", "epochs", "both"]),
     default="seen",
     show_default=True,
-    help="Equal samples seen; or equal epochs, each training through its own rows; or both.",
+    help="Equal samples seen, of full data in fewer epochs; or equal epochs, each training through its own rows; or "
+    "both.",
 )
 @click.option(
     "--seeds",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,7 @@ def run(
                 "run",
                 nodes=len(plan.nodes),
                 todo=len(todo),
+                stages=Counter(plan.stages[node.stage].label for node in todo),
                 cached=len(done),
                 executor=scheduler or executor,
                 workers=workers,

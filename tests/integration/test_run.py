@@ -916,10 +916,10 @@ def test_progress_is_on_standard_error_alone(monkeypatch, capsys, terminal):
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with Progress() as progress:
-        progress.on_event({"event": "run", "todo": 2, "cached": 1, "workers": 1})
+        progress.on_event({"event": "run", "todo": 2, "cached": 1, "workers": 1, "stages": {"00-ingest": 2}})
         progress.on_event({"event": "node", "stage": "00-ingest", "left": 1})
         progress.on_event({"event": "repair", "reason": "a file is damaged"})
-        progress.on_event({"event": "run", "todo": 1, "cached": 2, "workers": 1})
+        progress.on_event({"event": "run", "todo": 1, "cached": 2, "workers": 1, "stages": {"00-ingest": 1}})
         progress.on_event({"event": "node", "stage": "00-ingest", "left": 0})
     told = capsys.readouterr()
     assert told.out == ""

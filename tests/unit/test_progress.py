@@ -9,7 +9,7 @@ from tamis.progress import Progress, TrainingProgress
 from tamis.training.trainer import Progress as Step
 
 EVENTS = [
-    {"event": "run", "todo": 3, "cached": 2, "workers": 2},
+    {"event": "run", "todo": 3, "cached": 2, "workers": 2, "stages": {"01-embed": 1, "02-dedup": 2}},
     {"event": "cluster", "dashboard": "http://127.0.0.1:4711/status"},
     {"event": "node", "stage": "01-embed", "left": 2},
     {"event": "repair", "reason": "a file [bold]was[/bold] damaged"},
@@ -71,6 +71,17 @@ def test_a_bar_on_a_terminal(bokeh, monkeypatch):
     assert "tasks" in said
     assert "repairing: a file [bold]was[/bold] damaged" in said
     assert ("4711/status" in said) == bokeh
+
+
+def test_a_bar_names_the_stage_that_is_worked_on(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    named = []
+    with Progress() as shown:
+        monkeypatch.setattr(shown, "show", lambda what, *_: named.append(what))
+        for event in EVENTS:
+            shown.on_event(event)
+    assert named == ["starting", "02-dedup", "02-dedup", "02-dedup"]
 
 
 def test_training_counts_samples(monkeypatch):
