@@ -6,6 +6,11 @@ interface: scripts and schedulers decide on them.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class TamisError(Exception):
     """Base of all Tamis errors.
@@ -36,7 +41,7 @@ class WorkerError(TamisError):
 
 
 class OutputError(TamisError):
-    """An output folder cannot be written, or a folder that was given holds no run or manifest (exit 5)."""
+    """A folder cannot be written, holds no run or manifest, or no longer what a run left there (exit 5)."""
 
     exit_code = 5
 
@@ -77,3 +82,13 @@ class StoppedError(TamisError):
     """The run was stopped by a signal; it resumes where it was (exit 130)."""
 
     exit_code = 130
+
+
+def first_of(values: Iterable[object], most: int = 10) -> str:
+    """The first few of what a message is about, and how many more there are.
+
+    >>> first_of("abcd", 3), first_of([1, 2])
+    ("'a', 'b', 'c' and 1 more", '1, 2')
+    """
+    named = [repr(value) for value in values]
+    return ", ".join(named[:most]) + (f" and {len(named) - most:,} more" if len(named) > most else "")

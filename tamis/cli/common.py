@@ -37,6 +37,11 @@ WORK = click.option(
 DATA = click.option(
     "--data", type=click.Path(path_type=Path), help="The dataset, if it lies elsewhere than where the run read it."
 )
+TEST = click.option("--test", type=click.Path(path_type=Path), help="Data with the same columns to measure on.")
+DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto.")
+THREADS = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads; default: 1 for texts, all usable cores otherwise."
+)
 FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 
 
@@ -79,6 +84,21 @@ def visible(text: str, width: int | None = None) -> str:
     shown = text if width is None else text[:width]
     escaped = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in shown)
     return escaped if len(shown) == len(text) else f"{escaped}... ({len(text):,} characters)"
+
+
+def shown_text(text: str | None, width: int) -> str:
+    """The text of a row, if it has one, as `visible`."""
+    return "(no text)" if text is None else visible(text, width)
+
+
+def check_data(data: Path | None, with_text: bool) -> None:
+    """Refuse --data where no texts are read.
+
+    Raises:
+        click.UsageError: It was given without --text.
+    """
+    if data is not None and not with_text:
+        raise click.UsageError("--data says where the texts are: give --text")
 
 
 def short_path(path: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tamis.cli.common import JSON, errors, print_facts
+from tamis.cli.common import DATA, DEVICE, JSON, TEST, THREADS, errors, print_facts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("manifests", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--test", type=click.Path(path_type=Path), help="Data with the same columns to measure on.")
+@TEST
 @click.option(
     "--hold-out",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -49,11 +49,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Train on each subset with its recipe's sampler and weights, too.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="The dataset, if it lies elsewhere than at the run.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto.")
-@click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads; default: 1 for texts, all usable cores otherwise."
-)
+@DATA
+@DEVICE
+@THREADS
 @click.option("--out", type=click.Path(path_type=Path), help="A file for the result; default: the first DIR's.")
 @click.option("--plot", type=click.Path(path_type=Path), help="An SVG file for a picture of the result.")
 @JSON

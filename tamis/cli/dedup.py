@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tamis.cli.common import DATA, JSON, errors, print_facts, visible
+from tamis.cli.common import DATA, JSON, check_data, errors, print_facts, shown_text, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,8 +48,7 @@ def dedup_threshold(
 
     if with_text and not count:
         raise click.UsageError("--text shows the texts of pairs: give --pairs N")
-    if data is not None and not with_text:
-        raise click.UsageError("--data says where the texts are: give --text")
+    check_data(data, with_text)
     pairs = stored_pairs(folder, stage)
     choices: list[dict[str, Any]] = []
     for eps in dict.fromkeys(given) or pairs.grid():
@@ -108,5 +107,5 @@ def _show_pair(pair: Mapping[str, Any], cut: float) -> list[str]:
         fate = "stays" if side["kept_row"] == side["row"] else f"removed for {visible(side['kept_sample_id'])}"
         lines.append(f"    {visible(side['sample_id'])} (row {side['row']}): {fate}")
         if "text" in side:
-            lines.append(f"        {'(no text)' if side['text'] is None else visible(side['text'], _TEXT_WIDTH)}")
+            lines.append(f"        {shown_text(side['text'], _TEXT_WIDTH)}")
     return lines

@@ -98,10 +98,9 @@ def import_list(
 
     Example: tamis import subset.npy --data images.parquet --id uid --text caption --out runs/theirs
     """
-    import json
     import re
 
-    from tamis.cli.run import run_facts, show_run
+    from tamis.cli.run import print_run
     from tamis.pipelines.run import run
 
     columns = {role: name for role, name in {"id": id_, **roles}.items() if name is not None}
@@ -111,4 +110,4 @@ def import_list(
         "stages": [{"kind": "pick", "ids": str(listed), "column": column, "missing": missing}],
     }
     result = run(recipe, out, executor="sync", overrides=overrides)
-    click.echo(json.dumps(run_facts(result), sort_keys=True) if as_json else show_run(result))
+    print_run(result, as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tamis.cli.common import DATA, FOLDER, JSON, errors, print_facts, visible
+from tamis.cli.common import DATA, FOLDER, JSON, check_data, errors, print_facts, shown_text, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +45,7 @@ def why(
 
     if (sample_id is None) == (row is None):
         raise click.UsageError("give an ID or --row N, one of the two")
-    if data is not None and not with_text:
-        raise click.UsageError("--data says where the texts are: give --text")
+    check_data(data, with_text)
     manifest = open_manifest(folder)
     sample = manifest.explain(str(sample_id)) if row is None else manifest.explain_row(row)
     chain = [sample]
@@ -134,9 +133,9 @@ def report(folder: Path) -> None:
 
 def _show_leaks(facts: Mapping[str, Any]) -> str:
     lines = [
-        f"{item['sample_id']} (row {item['row']}, {item['decision'].replace('_', ' ')}): "
+        f"{visible(item['sample_id'])} (row {item['row']}, {item['decision'].replace('_', ' ')}): "
         f"{'same content as' if item['exact'] else 'cosine {:.4f} to'.format(item['cosine'])} "
-        f"{item['reference']} row {item['reference_row']}"
+        f"{visible(item['reference'])} row {item['reference_row']}"
         f"{', and {:,} more'.format(item['here'] - 1) if item['here'] > 1 else ''}"
         for item in facts["leaks"]
     ]
@@ -178,5 +177,5 @@ def _show_fate(item: Mapping[str, Any]) -> list[str]:
         ]
         lines.append(f"  {', '.join(known)}")
     if "text" in item:
-        lines.append(f"  {'(no text)' if item['text'] is None else visible(item['text'], _TEXT_WIDTH)}")
+        lines.append(f"  {shown_text(item['text'], _TEXT_WIDTH)}")
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +75,12 @@ def run(
             timeout=timeout,
             on_event=progress.on_event,
         )
-    click.echo(json.dumps(run_facts(result), sort_keys=True) if as_json else show_run(result))
+    print_run(result, as_json)
+
+
+def print_run(result: Run, as_json: bool) -> None:
+    """Print what a run has done: the funnel, its manifest and its identity."""
+    print_facts(_run_facts(result), as_json, lambda facts: _show_run(result, facts))
 
 
 def _say_if_other(out: Path, recipe: Path, overrides: tuple[str, ...]) -> None:
@@ -97,8 +101,7 @@ def _say_if_other(out: Path, recipe: Path, overrides: tuple[str, ...]) -> None:
         )
 
 
-def run_facts(result: Run) -> dict[str, Any]:
-    """What `tamis run` prints."""
+def _run_facts(result: Run) -> dict[str, Any]:
     from tamis.reports.funnel import funnel
 
     manifest = result.open_manifest()
@@ -249,9 +252,7 @@ def plan_of(recipe: Path, out: Path | None, limit: int | None, overrides: tuple[
     return plan_run(recipe, run_folder(out or Path(".tamis")), limit=limit, overrides=overrides)
 
 
-def show_run(result: Run) -> str:
-    """The funnel of a run, its manifest and its identity, as text."""
-    facts = run_facts(result)
+def _show_run(result: Run, facts: Mapping[str, Any]) -> str:
     lines = [f"{'rows in':<42} {facts['rows']:>11,}"]
     for item in facts["funnel"]:
         what = f"{item['stage']}: {item['decision'].replace('_', ' ')}"

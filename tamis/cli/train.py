@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tamis.cli.common import FOLDER, JSON, errors, print_facts
+from tamis.cli.common import DATA, DEVICE, FOLDER, JSON, TEST, THREADS, errors, print_facts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,17 +20,15 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder for checkpoints and the training ledger; default: one below DIR/training for each subset.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="The dataset, if it lies elsewhere than at the run.")
-@click.option("--test", type=click.Path(path_type=Path), help="Data with the same columns to measure on.")
+@DATA
+@TEST
 @click.option("--epochs", type=click.IntRange(1), help="Epochs; default: the recipe's.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a step; default: the recipe's.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the model and of the order."
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto.")
-@click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads; default: 1 for texts, all usable cores otherwise."
-)
+@DEVICE
+@THREADS
 @click.option(
     "--trust-rows",
     is_flag=True,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from tamis.manifests.canonical import sha256_file
+from tamis.pipelines.sources import is_list, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,7 +126,7 @@ def _type(rows: KeptRows, name: str) -> dict[str, Any] | None:
     kind = rows.schema.field(name).type
     if rows.fields.get("image") == name:
         return {"dataType": "sc:ImageObject"}
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         length = kind.list_size if pa.types.is_fixed_size_list(kind) else -1
         of = _scalar_type(kind.value_type)
         return None if of is None else {"dataType": of, "isArray": True, "arrayShape": str(length)}
@@ -138,7 +139,7 @@ def _scalar_type(kind: pa.DataType) -> str | None:
         return "cr:" + str(kind).replace("uint", "UInt").replace("int", "Int")
     if pa.types.is_floating(kind):
         return f"cr:Float{kind.bit_width}"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         return "sc:Text"
     if pa.types.is_boolean(kind):
         return "sc:Boolean"

@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 from tamis.errors import DataError
 from tamis.exports.shards import in_shards
 from tamis.exports.values import jsonable
+from tamis.pipelines.sources import is_list, is_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tamis.exports.rows import KeptRows
@@ -62,21 +62,13 @@ def write_mds(rows: KeptRows, path: Path, shard_bytes: int) -> None:
     path.mkdir()
     written: list[dict[str, Any]] = []
     # The head without offsets has 8 bytes beside the description; a sample has an offset.
-    for samples in in_shards(
-        _samples(rows, names, encodings), lambda sample: 4 + len(sample), shard_bytes - 8 - len(text)
-    ):
+    encoded = (_sample(encodings, [row[name] for name in names]) for row in rows.each())
+    for samples in in_shards(encoded, lambda sample: 4 + len(sample), shard_bytes - 8 - len(text)):
         file = path / f"shard.{len(written):05d}.mds"
         written.append({**description, **_write_shard(file, text, list(samples)), "zip_data": None})
     index = json.dumps({"shards": written, "version": 2}, sort_keys=True)
     with (path / "index.json").open("x", encoding="utf-8") as stream:
         stream.write(index)
-
-
-def _samples(rows: KeptRows, names: list[str], encodings: list[str]) -> Iterator[bytes]:
-    for batch in rows.batches():
-        for piece in batch.to_batches(max_chunksize=1024):
-            for values in zip(*(piece[name].to_pylist() for name in names), strict=True):
-                yield _sample(encodings, values)
 
 
 def _write_shard(path: Path, text: bytes, samples: list[bytes]) -> dict[str, Any]:
@@ -100,7 +92,7 @@ def _encoding(rows: KeptRows, name: str) -> str:
     kind = rows.schema.field(name).type
     if name in rows.source.names and rows.has_nulls(name):
         return "json"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         return "str"
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return "bytes"
@@ -112,15 +104,14 @@ def _encoding(rows: KeptRows, name: str) -> str:
 
 
 def _is_array(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return bool(is_list and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)))
+    return is_list(kind) and bool(pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type))
 
 
 def _fixed_size(encoding: str) -> int | None:
     return None if encoding in ("str", "bytes", "json") or ":" in encoding else np.dtype(encoding).itemsize
 
 
-def _sample(encodings: list[str], values: tuple[Any, ...]) -> bytes:
+def _sample(encodings: list[str], values: list[Any]) -> bytes:
     encoded = [_encoded(encoding, value) for encoding, value in zip(encodings, values, strict=True)]
     sizes = [len(data) for encoding, data in zip(encodings, encoded, strict=True) if _fixed_size(encoding) is None]
     return b"".join([np.array(sizes, "<u4").tobytes(), *encoded])

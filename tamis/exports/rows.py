@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,6 +67,12 @@ class KeptRows:
             for part in self.parts
         ]
         return replace(self, source=common_schema([part.schema for part in parts]), parts=parts)
+
+    def each(self) -> Iterator[dict[str, Any]]:
+        """Row by row in rank order, the values of all columns of `schema`."""
+        for batch in self.batches():
+            for piece in batch.to_batches(max_chunksize=1024):
+                yield from piece.to_pylist()
 
     def batches(self) -> Iterator[pa.Table]:
         """The rows in rank order with all columns of `schema`, some megabytes at a time."""

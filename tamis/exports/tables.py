@@ -26,10 +26,8 @@ def write_parquet(rows: KeptRows, path: Path) -> None:
 def write_jsonl(rows: KeptRows, path: Path) -> None:
     """One JSON object a line, in UTF-8, with values as `jsonable` makes them."""
     with path.open("x", encoding="utf-8", newline="\n") as stream:
-        for batch in rows.batches():
-            for piece in batch.to_batches(max_chunksize=4096):
-                for row in piece.to_pylist():
-                    stream.write(json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False) + "\n")
+        for row in rows.each():
+            stream.write(json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_hf(rows: KeptRows, path: Path, fingerprint: str) -> None:

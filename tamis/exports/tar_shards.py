@@ -70,14 +70,10 @@ def _tar_bytes(files: list[File]) -> int:
 def _samples(rows: KeptRows) -> Iterator[list[File]]:
     """The files of each sample, named by its rank."""
     own = {column: _writer(role, rows.source.field(column).type) for role, column in rows.fields.items()}
-    number = 0
-    for batch in rows.batches():
-        for piece in batch.to_batches(max_chunksize=1024):
-            for row in piece.to_pylist():
-                files = [write(row.pop(name)) for name, write in own.items() if write is not None]
-                files.append(("json", json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False).encode()))
-                yield [(f"{number:09d}.{extension}", data) for extension, data in files if data is not None]
-                number += 1
+    for number, row in enumerate(rows.each()):
+        files = [write(row.pop(name)) for name, write in own.items() if write is not None]
+        files.append(("json", json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False).encode()))
+        yield [(f"{number:09d}.{extension}", data) for extension, data in files if data is not None]
 
 
 def _writer(role: str, kind: pa.DataType) -> Callable[[Any], tuple[str, bytes | None]] | None:

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.errors import TamisError
-from tamis.manifests.atomic import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,18 +144,6 @@ def unsealed(raw: bytes) -> dict[str, Any]:
     if not intact:
         raise ValueError("its sha256 does not match")
     return body
-
-
-def write_ipc(table: pa.Table, path: Path) -> str:
-    """Write `ipc_bytes` of the table atomically; returns their sha256 in hex.
-
-    Raises:
-        TamisError: As `ipc_bytes`.
-        OutputError: The file cannot be written.
-    """
-    data = ipc_bytes(table)
-    write_atomic(path, data)
-    return hashlib.sha256(data).hexdigest()
 
 
 def _plain(value: Any, where: str) -> Any:

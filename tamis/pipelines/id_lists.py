@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.errors import DataError
+from tamis.errors import DataError, first_of
 from tamis.pipelines.dataset import scan_all
 from tamis.pipelines.sources import FORMATS, take_rows
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _AUTO = ("tamis_id", "sample_id")
-_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +54,8 @@ def read_ids(path: Path, column: str = "auto") -> IdList:
     twice = ids_twice(found.ids)
     if twice:
         raise DataError(
-            f"{path}: {len(twice)} ids are there more than once: {shown(twice)}; a sample is chosen once: remove them"
+            f"{path}: {len(twice)} ids are there more than once: {first_of(twice)}; a sample is chosen once: remove "
+            "them"
         )
     return found
 
@@ -65,11 +65,6 @@ def ids_twice(ids: pa.Array | pa.ChunkedArray) -> list[str]:
     counts = pc.value_counts(ids.drop_null())
     twice: list[str] = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
     return twice
-
-
-def shown(ids: list[str]) -> str:
-    """The first ten of some ids."""
-    return ", ".join(map(repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
 
 
 def _uids(path: Path) -> list[str]:

@@ -221,12 +221,13 @@ def is_of_role(kind: pa.DataType, role: str) -> bool:
     return suits
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_name(kind: pa.DataType) -> bool:
-    return bool(_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+    return bool(is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -236,14 +237,15 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def _is_vector(kind: pa.DataType) -> bool:
-    return _is_tokens(kind) or (_is_list(kind) and bool(pa.types.is_floating(kind.value_type)))
+    return _is_tokens(kind) or (is_list(kind) and bool(pa.types.is_floating(kind.value_type)))
 
 
 def _is_tokens(kind: pa.DataType) -> bool:
-    return _is_list(kind) and bool(pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type))
+    return is_list(kind) and bool(pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type))
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists, of whatever lengths."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
@@ -251,7 +253,7 @@ _ROLES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "id": (_is_name, "strings and whole numbers"),
     "label": (_is_name, "strings and whole numbers"),
     "source": (_is_name, "strings and whole numbers"),
-    "text": (_is_text, "strings"),
+    "text": (is_text, "strings"),
     "image": (_is_image, "the bytes of image files (binary) and Hugging Face's struct of bytes and path"),
     "tokens": (_is_tokens, "lists of whole numbers"),
     "vectors": (_is_vector, "lists of numbers"),

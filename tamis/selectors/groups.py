@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tamis.errors import DataError, RecipeError
+from tamis.errors import DataError, RecipeError, first_of
 from tamis.selectors.selection import Selection, resolve_budget
 from tamis.selectors.shares import largest_remainder
 
@@ -115,10 +115,7 @@ def _shares(
     known = names.tolist()
     unknown = [name for name in budget if name not in known]
     if unknown:
-        raise RecipeError(
-            f"budget names the group {unknown[0]!r}, which no row has; there are {', '.join(map(repr, known[:10]))}"
-            + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-        )
+        raise RecipeError(f"budget names the group {unknown[0]!r}, which no row has; there are {first_of(known)}")
     shares = np.zeros(len(known), np.int64)
     for place, (name, size) in enumerate(zip(known, sizes.tolist(), strict=True)):
         count = budget.get(name, 0)

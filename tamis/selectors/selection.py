@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tamis.errors import DataError, RecipeError
+from tamis.errors import DataError, RecipeError, first_of
 
 # faiss aborts the process near 1e19; nothing that an encoder writes comes close to this.
 LARGEST_COMPONENT = 1e6
@@ -17,7 +17,6 @@ SHORTEST_ROW = 1e-30
 # A float32 row that was normalised before is this close to length 1, and is then left bit for bit.
 UNIT_TOLERANCE = 2.0**-22
 _BLOCK_ROWS = 256  # in cache
-_NAMED_ROWS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +94,6 @@ def resolve_budget(budget: int | float, n: int) -> int:
     return max(1, floor_share(fraction, n))
 
 
-def _first(mask: npt.NDArray[np.bool_]) -> str:
-    rows = np.flatnonzero(mask)
-    more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
-    return ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + more
-
-
 def as_unit_rows(X: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Check embeddings and scale every row to length 1.
 
@@ -145,7 +138,8 @@ def as_unit_rows(X: npt.ArrayLike) -> npt.NDArray[np.float32]:
     ):
         if mask.any():
             raise DataError(
-                f"{int(mask.sum())} of {n} embedding rows hold {what}: row {_first(mask)}; drop or re-encode them"
+                f"{int(mask.sum())} of {n} embedding rows hold {what}: row {first_of(np.flatnonzero(mask).tolist())}; "
+                "drop or re-encode them"
             )
     rescale = np.abs(lengths - 1.0) > UNIT_TOLERANCE
     if not rescale.any():

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tamis.errors import RecipeError
+from tamis.errors import RecipeError, first_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_SHOWN = 10
 _ROUNDING = 1e-9  # of fractions that sum to 1
 
 
@@ -104,10 +103,7 @@ def named_shares(
     place = {name: number for number, name in enumerate(names)}
     unknown = [name for name in fixed if name not in place]
     if unknown:
-        known = ", ".join(map(repr, names[:_SHOWN])) + (
-            f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        )
-        raise RecipeError(f"shares name {unknown[0]!r}, of which there is no row here; there are {known}")
+        raise RecipeError(f"shares name {unknown[0]!r}, of which there is no row here; there are {first_of(names)}")
     parts = {name: share for name, share in fixed.items() if isinstance(share, float)}
     rest = 1.0 - math.fsum(parts.values())
     if rest < -_ROUNDING:

@@ -104,16 +104,21 @@ def active(seen):
 
 
 def page_of(folder, planted):
-    """The report of a run whose ids, labels, texts, column names, file name and comparison are the planted ones."""
+    """The report of a run whose ids, labels, texts, column names, file names and comparison are the planted ones."""
     columns = {f"id {planted[0]}": [f"{i}{text}" for i, text in enumerate(planted)], f"text {planted[1]}": planted}
     columns[f"label {planted[2]}"] = planted
     source = folder / f"rows {planted[9].replace('/', '|')}.parquet"
     pq.write_table(pa.table(columns), source)
+    reference = folder / f"eval {planted[9].replace('/', '|')}.parquet"
+    pq.write_table(pa.table(columns).slice(0, 12), reference)
     names = dict(zip(("id", "text", "label"), columns, strict=True))
     recipe = {
         "name": "planted",
         "dataset": {"path": str(source), **names},
-        "stages": [{"kind": "select", "method": "random", "budget": 0.5}],
+        "stages": [
+            {"kind": "dedup", "eps": 0.0, "against": [str(reference)]},
+            {"kind": "select", "method": "random", "budget": 0.5},
+        ],
         "max_bad_fraction": 0.5,
     }
     out = folder / "run"

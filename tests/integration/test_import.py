@@ -110,7 +110,7 @@ def test_ids_that_the_dataset_lacks(bring, table, tmp_path):
     listed = text_list(tmp_path / "l.txt", ids)
     message = bring(listed, code=3)
     assert "12 of its 16 ids are not in the dataset: 'no 0', 'no 1'" in message
-    assert "'no 9', ...; " in message
+    assert "'no 9' and 2 more; " in message
     assert "missing: ignore" in message
     facts = bring(listed, "--missing", "ignore")
     assert facts["kept"] == 4

@@ -16,7 +16,6 @@ from tamis.manifests.canonical import (
     sealed,
     sha256_file,
     unsealed,
-    write_ipc,
 )
 
 
@@ -67,8 +66,7 @@ def test_sha256_file(tmp_path):
 
 def test_ipc_bytes_are_a_readable_uncompressed_file(tmp_path):
     table = pa.table({"a": [1, None, 3], "s": ["x", "", None]})
-    assert write_ipc(table, tmp_path / "t.arrow") == sha256_file(tmp_path / "t.arrow")
-    assert (tmp_path / "t.arrow").read_bytes() == ipc_bytes(table)
+    (tmp_path / "t.arrow").write_bytes(ipc_bytes(table))
     assert pa.ipc.open_file(str(tmp_path / "t.arrow")).read_all().equals(table)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.errors import DataError, RecipeError
+from tamis.errors import DataError, RecipeError, first_of
 from tamis.manifests.canonical import sha256_file
-from tamis.pipelines.id_lists import ids_twice, read_ids, shown
+from tamis.pipelines.id_lists import ids_twice, read_ids
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.state import KEPT, NOT_IN_BUDGET, Rows, alive_rows, effect, kept_before
 
@@ -56,8 +56,8 @@ def rows(params: Mapping[str, Any], inputs: Inputs) -> Output:
     if len(lacking) and (params["missing"] == "refuse" or len(lacking) == len(ids)):
         hashes = "It has content hashes, of the sample and its label: name the columns that its run named. "
         raise DataError(
-            f"{path}: {len(lacking)} of its {len(ids)} ids are not in the dataset: {shown(lacking.to_pylist())}; is it "
-            f"of this dataset? {hashes if by_content else ''}To go without some, set pick.missing: ignore"
+            f"{path}: {len(lacking)} of its {len(ids)} ids are not in the dataset: {first_of(lacking.to_pylist())}; is "
+            f"it of this dataset? {hashes if by_content else ''}To go without some, set pick.missing: ignore"
         )
     chosen = at.drop_null().to_numpy().astype(np.int64)
     also = np.setdiff1d(np.flatnonzero(kept_before(inputs, alive)), chosen)  # of the manifest that is continued
@@ -85,7 +85,7 @@ def _refuse_ambiguous(path: Path, found: pa.Array) -> None:
     twice = ids_twice(found)
     if twice:
         raise DataError(
-            f"{path}: {len(twice)} of its content hashes are those of several rows: {shown(twice)}; put "
+            f"{path}: {len(twice)} of its content hashes are those of several rows: {first_of(twice)}; put "
             "`{kind: dedup, eps: 0}` before pick, or list ids"
         )
 
