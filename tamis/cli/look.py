@@ -88,9 +88,8 @@ def leaks(folder: Path, out: Path | None, as_json: bool) -> None:
 
     Example: tamis leaks runs/first --out leaks.parquet
     """
-    import numpy as np
-
     from tamis.reports.leaks import leaks as find
+    from tamis.reports.leaks import one_each
 
     found = find(folder)
     if out is not None:
@@ -102,19 +101,14 @@ def leaks(folder: Path, out: Path | None, as_json: bool) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(found, sink)
         write_atomic(out, sink.getvalue())
-    row, first, matches = np.unique(found["row"].to_numpy(), return_index=True, return_counts=True)
-    kept = found["decision"].take(first).to_numpy(zero_copy_only=False) == "kept"
+    nearest = one_each(found)
     facts = {
-        "rows": len(row),
-        "kept": int(np.count_nonzero(kept)),
+        "rows": nearest.num_rows,
+        "kept": nearest["decision"].to_pylist().count("kept"),
         "matches": found.num_rows,
         "out": None if out is None else str(out),
+        "leaks": (found if as_json else nearest.slice(0, _SHOWN)).to_pylist(),
     }
-    if as_json:
-        facts["leaks"] = found.to_pylist()
-    else:  # the rows that will be trained on come first, each with its nearest match
-        order = np.argsort(~kept, kind="stable")[:_SHOWN]
-        facts["leaks"] = found.take(first[order]).append_column("here", [matches[order]]).to_pylist()
     print_facts(facts, as_json, _show_leaks)
 
 
@@ -136,7 +130,7 @@ def _show_leaks(facts: Mapping[str, Any]) -> str:
         f"{visible(item['sample_id'])} (row {item['row']}, {item['decision'].replace('_', ' ')}): "
         f"{'same content as' if item['exact'] else 'cosine {:.4f} to'.format(item['cosine'])} "
         f"{visible(item['reference'])} row {item['reference_row']}"
-        f"{', and {:,} more'.format(item['here'] - 1) if item['here'] > 1 else ''}"
+        f"{', and {:,} more'.format(item['listed'] - 1) if item['listed'] > 1 else ''}"
         for item in facts["leaks"]
     ]
     if len(lines) < facts["rows"]:

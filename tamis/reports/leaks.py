@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tamis.errors import RecipeError
 from tamis.manifests.schema import DECISIONS
@@ -74,3 +75,11 @@ def matches_of(run: Finished, stage: FinishedStage) -> pa.Table:
             **{name: match.field(name) for name in ("cosine", "exact", "matches")},
         }
     )
+
+
+def one_each(matches: pa.Table) -> pa.Table:
+    """The nearest match of each row, those of kept rows first, and `listed`, how many of the row's are listed."""
+    _, first, listed = np.unique(matches["row"].to_numpy(), return_index=True, return_counts=True)
+    kept = pc.equal(matches["decision"].take(first), "kept").to_numpy()
+    order = np.argsort(~kept, kind="stable")
+    return matches.take(first[order]).append_column("listed", pa.array(listed[order]))

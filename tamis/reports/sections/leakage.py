@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow.compute as pc
-
 from tamis.pipelines.finished import GoneError
 from tamis.reports.brief import clipped, rounded
-from tamis.reports.leaks import comparing, matches_of
+from tamis.reports.leaks import comparing, matches_of, one_each
 
 if TYPE_CHECKING:
     from tamis.pipelines.finished import Finished
@@ -35,9 +32,8 @@ def leakage(run: Finished) -> list[dict[str, Any]]:
     sections = []
     for stage, matches in found:
         facts = stage.of("mark")[0].facts
-        nearest = matches.take(np.unique(matches["row"].to_numpy(), return_index=True)[1])
-        kept = pc.equal(nearest["decision"], "kept").to_numpy()
-        first = nearest.select(["row", "decision", "reference", "reference_row", "cosine", "exact"])
+        nearest = one_each(matches)
+        first = nearest.slice(0, _SHOWN).select(["row", "decision", "reference", "reference_row", "cosine", "exact"])
         sections.append(
             {
                 "stage": stage.label,
@@ -46,12 +42,12 @@ def leakage(run: Finished) -> list[dict[str, Any]]:
                 "leaks": facts["leaks"],
                 "exact": facts["leaks_of_equal_content"],
                 "dropped": facts["leaks_dropped"],
-                "kept": int(kept.sum()),
+                "kept": nearest["decision"].to_pylist().count("kept"),
                 "against": [{"file": clipped(name, _NAME), **numbers} for name, numbers in facts["against"].items()],
                 "matches": matches.num_rows,
                 "first": [
                     {**item, "reference": clipped(item["reference"], _NAME), "cosine": rounded(item["cosine"])}
-                    for item in first.take(np.argsort(~kept, kind="stable")[:_SHOWN]).to_pylist()
+                    for item in first.to_pylist()
                 ],
             }
         )
