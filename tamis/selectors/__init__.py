@@ -27,7 +27,7 @@ from tamis.selectors.loss import drop_by_loss
 from tamis.selectors.near_duplicates import near_duplicates
 from tamis.selectors.reference import submodlib_selection
 from tamis.selectors.selection import Selection, as_unit_rows, resolve_budget
-from tamis.selectors.shares import largest_remainder
+from tamis.selectors.shares import largest_remainder, lasso_shares
 from tamis.selectors.uniform import random, stratified
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ __all__ = [
     "inter_distance",
     "k_center",
     "largest_remainder",
+    "lasso_shares",
     "log_det",
     "merge_rankings",
     "near_duplicates",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tamis.errors import RecipeError, first_of
+from tamis.errors import DataError, RecipeError, first_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,6 +67,45 @@ def largest_remainder(
     shares[members[capped]] = limits[members[capped]]
     free = members[~capped]
     shares[free] = _rounded(w[free], limits[free], total - int(shares.sum()))
+    return shares
+
+
+def lasso_shares(predictors: npt.ArrayLike, target: npt.ArrayLike, penalty: float) -> npt.NDArray[np.float64]:
+    """Shares of a budget for sources, by how much each helps to explain a target (A-MTRL, arXiv 2306.02556).
+
+    v = argmin 1/2 ||W v - w||^2 + penalty ||v||_1, where the columns of W are the weights of one trained predictor a
+    source, on one representation, and w those of a predictor trained on the target; the share of source m is in
+    proportion to |v_m|. A recipe takes the result as `shares: {SOURCE: share}`.
+
+    Args:
+        predictors: W, float [d, m]: of m sources.
+        target: w, float [d].
+        penalty: Above 0; the larger, the fewer sources have a share.
+
+    Returns:
+        float64[m], not negative, summing to 1; 0 for sources that are left out.
+
+    Raises:
+        RecipeError: The penalty is not above 0, or so large that no source is left.
+        DataError: The shapes do not fit together, or a number is not finite.
+
+    >>> lasso_shares(np.eye(3), [3.0, 1.0, 0.2], penalty=0.5).round(3).tolist()
+    [0.833, 0.167, 0.0]
+    """
+    from sklearn.linear_model import Lasso
+
+    W, w = np.asarray(predictors, np.float64), np.asarray(target, np.float64)
+    if W.ndim != 2 or w.shape != W.shape[:1] or not (np.isfinite(W).all() and np.isfinite(w).all()):
+        raise DataError(f"predictors {W.shape} and target {w.shape} must be finite, [d, m] and [d]")
+    if not (math.isfinite(penalty) and penalty > 0):
+        raise RecipeError(f"penalty {penalty!r}: give a finite number above 0")
+    # scikit-learn's objective is ours divided by d.
+    model = Lasso(alpha=penalty / len(w), fit_intercept=False, max_iter=100_000, tol=1e-8)
+    size = np.abs(model.fit(W, w).coef_)
+    if not size.any():
+        most = float(np.abs(W.T @ w).max())
+        raise RecipeError(f"penalty {penalty:g} leaves no source a share; it must be below {most:g}")
+    shares: npt.NDArray[np.float64] = size / size.sum()
     return shares
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
-from tamis.errors import RecipeError
-from tamis.selectors.shares import largest_remainder, named_shares
+from tamis.errors import DataError, RecipeError
+from tamis.selectors.shares import largest_remainder, lasso_shares, named_shares
 
 
 def test_proportional_parts():
@@ -133,3 +133,40 @@ def test_named_shares_are_what_was_asked_and_sum_to_the_total(data):
     others = [i for i, name in enumerate(names) if name not in fixed]
     left = total - sum(int(shares[names.index(name)]) for name in fixed)
     assert shares[others].tolist() == largest_remainder(sizes[others].astype(float), left, sizes[others]).tolist()
+
+
+def test_lasso_shares_of_orthogonal_sources_are_soft_thresholds():
+    rng = np.random.default_rng(0)
+    W = np.linalg.qr(rng.normal(size=(20, 6)))[0]
+    w = rng.normal(size=20)
+    size = np.maximum(np.abs(W.T @ w) - 0.3, 0)
+    np.testing.assert_allclose(lasso_shares(W, w, 0.3), size / size.sum(), atol=1e-6)
+
+
+def test_lasso_shares_satisfy_the_optimality_conditions():
+    rng = np.random.default_rng(1)
+    W, w, penalty = rng.normal(size=(30, 8)), rng.normal(size=30), 2.0
+    shares = lasso_shares(W, w, penalty)
+    assert shares.sum() == pytest.approx(1)
+    assert 0 < np.count_nonzero(shares) < 8
+    # Of the sources that have a share, refit with their signs: the subgradient of the objective is 0 there.
+    active = np.flatnonzero(shares)
+    signs = np.sign(W.T @ w)[active]
+    v = np.linalg.solve(W[:, active].T @ W[:, active], W[:, active].T @ w - penalty * signs)
+    if (np.sign(v) == signs).all():
+        np.testing.assert_allclose(shares[active], np.abs(v) / np.abs(v).sum(), atol=1e-5)
+        assert (np.abs(W.T @ (w - W[:, active] @ v)) <= penalty + 1e-5).all()
+    else:
+        pytest.fail("choose another seed: a sign changed")
+
+
+def test_lasso_shares_refuse():
+    W, w = np.eye(3), np.array([1.0, 2.0, 3.0])
+    with pytest.raises(RecipeError, match="must be below 3"):
+        lasso_shares(W, w, 3.0)
+    for penalty in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(RecipeError, match="above 0"):
+            lasso_shares(W, w, penalty)
+    for bad in (w[:2], np.array([1.0, np.nan, 0.0])):
+        with pytest.raises(DataError, match="must be finite"):
+            lasso_shares(W, bad, 0.1)
