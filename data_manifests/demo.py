@@ -17,7 +17,7 @@ import fetch
 import tamis
 from tamis.cli.common import short_path
 from tamis.cli.compare import show_comparison
-from tamis.cli.run import show_run
+from tamis.cli.run import print_run
 from tamis.errors import TamisError
 from tamis.progress import ComparisonProgress, Progress
 from tamis.reports.report import write_report
@@ -53,7 +53,7 @@ def main(out: Path, workers: int | None) -> None:
         sys.exit(130)
     report = write_report(out)
     print()
-    print(show_run(run))
+    print_run(run, as_json=False)
     print()
     print(f"Training at equal budget. {show_comparison(comparison)}")
     print()
