@@ -13,7 +13,7 @@ from tamis.manifests.canonical import digest
 from tamis.manifests.reader import open_manifest
 from tamis.pipelines.node import DamagedArtifactError, Inputs
 from tamis.pipelines.run import read_run, read_run_of, recorded
-from tamis.pipelines.state import matrix_of
+from tamis.pipelines.state import usable_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -141,11 +141,9 @@ class Finished:
         """Block by block, the rows that an embed stage has usable vectors of, int64[m] ascending, and float32[m, d]."""
         start = 0
         for block in stage.of("block"):
-            table = self.open(block)
-            rows, matrix = table["row"].to_numpy(), matrix_of(table)
-            usable = ~np.isin(rows, [row for row, _ in block.facts["bad"]])
-            if usable.any():
-                yield rows[usable].astype(np.int64) + start, matrix if usable.all() else matrix[usable]
+            rows, matrix = usable_vectors(self.inputs(), block)
+            if len(rows):
+                yield rows + start, matrix
             start += block.facts["block_rows"]
 
 

@@ -27,7 +27,7 @@ from tamis.pipelines.state import (
     effect,
     fixed_bytes,
     kept_before,
-    matrix_of,
+    usable_vectors,
     values,
 )
 from tamis.selectors.dedup import near_pairs
@@ -130,17 +130,10 @@ def _compared(
         add("dedup.encode", encoder.params, {"block": [block], **encoder.inputs}, part=part, hints=encoder.hints)
         for part, block in enumerate(references)
     ]
-    sizes = [block.params["stop"] - block.params["start"] for block in flow.blocks]
-    count = max(1, _RUN_ROWS // max(sizes))
     params = {"eps": config.eps, "places": places}
     return [
-        add(
-            "dedup.compare",
-            params,
-            {"embeddings": embeddings[first : first + count], "references": encoded},
-            part=first // count,
-        )
-        for first in range(0, len(embeddings), count)
+        add("dedup.compare", params, {"embeddings": some, "references": encoded}, part=part)
+        for part, (some, _, _) in enumerate(flow.runs(embeddings, _RUN_ROWS))
     ]
 
 
@@ -155,10 +148,10 @@ def compare(params: Mapping[str, Any], inputs: Inputs) -> Output:
     for number, group in itertools.groupby(numbered, key=lambda item: item[0][0]):
         matches, total = _none(), np.zeros(starts[-1], np.int64)
         for (_, first), item in group:
-            others, Y = _vectors_of(inputs, item)
+            others, Y = usable_vectors(inputs, item)
             parts = [matches]
             for start, block in zip(starts.tolist(), inputs.all("embeddings"), strict=False):
-                rows, X = _vectors_of(inputs, block)
+                rows, X = usable_vectors(inputs, block)
                 for i, j, cosine in _pairs(X, Y, 1.0 - params["eps"], item.name):
                     np.add.at(total, start + rows[i], 1)
                     parts.append(_nearest((start + rows[i], first + others[j], cosine)))
@@ -176,14 +169,6 @@ def compare(params: Mapping[str, Any], inputs: Inputs) -> Output:
             )
         )
     return Output(pa.concat_tables(found), {"block_rows": int(starts[-1])})
-
-
-def _vectors_of(inputs: Inputs, item: Any) -> tuple[Rows, npt.NDArray[np.float32]]:
-    """The rows of a block that have a usable vector, and these."""
-    table = inputs.open(item)
-    rows, X = table["row"].to_numpy().astype(np.int64), matrix_of(table)
-    usable = ~np.isin(rows, [row for row, _ in item.facts["bad"]])
-    return rows[usable], X[usable]
 
 
 def _pairs(

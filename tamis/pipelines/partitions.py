@@ -21,7 +21,7 @@ from tamis.pipelines.stages.prune import canonical
 from tamis.pipelines.state import Rows, alive_between, generator, kept_before, matrix_column, matrix_of, vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from tamis.pipelines.node import Node
     from tamis.pipelines.plan import Add, Context, Flow
@@ -62,7 +62,7 @@ def add_partitions(
                 {**inputs, "embeddings": part, "cells": [cells]},
                 part=number,
             )
-            for number, (part, start, stop) in enumerate(runs_of(embeddings, flow, LISTED_ROWS))
+            for number, (part, start, stop) in enumerate(flow.runs(embeddings, LISTED_ROWS))
         ]
         given |= {"cells": [cells], "probes": probes}
     if engine == "blocks":
@@ -90,16 +90,6 @@ def add_partitions(
             add("select.list", {"shard": shard, "shards": shards}, planned, part=shard) for shard in range(shards)
         ]
     return made
-
-
-def runs_of(nodes: Sequence[Node], flow: Flow, rows: int) -> Iterator[tuple[list[Node], int, int]]:
-    """Consecutive nodes, one a block, of about so many rows, and the rows that they span."""
-    sizes = [block.params["stop"] - block.params["start"] for block in flow.blocks]
-    starts = list(itertools.accumulate(sizes, initial=0))
-    count = max(1, rows // max(sizes))
-    for first in range(0, len(nodes), count):
-        some = list(nodes[first : first + count])
-        yield some, starts[first], starts[first + len(some)]
 
 
 def _engines(params: Mapping[str, Any], groups: npt.NDArray[np.int32]) -> Iterator[tuple[int, Rows, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +14,7 @@ from tamis.pipelines.numeric import NATIVE
 from tamis.pipelines.stages import DROPPING, KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tamis.pipelines.recipe import DatasetConfig, Recipe
@@ -88,6 +89,15 @@ class Flow:
     def with_before(self, inputs: Mapping[str, Iterable[Node]]) -> dict[str, Iterable[Node]]:
         """A node's inputs, and the rows kept before if there are any: no stage drops those."""
         return {**inputs, **({} if self.before is None else {"before": [self.before]})}
+
+    def runs(self, nodes: Sequence[Node], rows: int) -> Iterator[tuple[list[Node], int, int]]:
+        """Consecutive nodes, one a block, of about so many rows together, and the rows that they span."""
+        sizes = [block.params["stop"] - block.params["start"] for block in self.blocks]
+        starts = list(itertools.accumulate(sizes, initial=0))
+        count = max(1, rows // max(sizes))
+        for first in range(0, len(nodes), count):
+            some = list(nodes[first : first + count])
+            yield some, starts[first], starts[first + len(some)]
 
     def need_embeddings(self, stage: str) -> tuple[Node, ...]:
         """Return the embedding blocks, or say which stage is missing."""

@@ -745,7 +745,7 @@ def _override(raw: Mapping[str, Any], text: str) -> dict[str, Any]:
     )
 
 
-_STAGE_MODELS: dict[str, type[BaseModel]] = {
+STAGE_MODELS: dict[str, type[BaseModel]] = {
     model.model_fields["kind"].default: model for model in get_args(get_args(StageConfig)[0])
 }
 
@@ -758,7 +758,7 @@ def _explain(error: ValidationError, raw: Mapping[str, Any], origin: str, lines:
         location = tuple(
             part
             for i, part in enumerate(item["loc"])
-            if not (i == 2 and item["loc"][0] == "stages" and part in _STAGE_MODELS)
+            if not (i == 2 and item["loc"][0] == "stages" and part in STAGE_MODELS)
         )
         # `int | 'auto'` reports each alternative with its own name at the end.
         while (
@@ -786,9 +786,9 @@ def _what(item: Any, location: Path_, raw: Mapping[str, Any]) -> str:
         return "missing; add it"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         given_kind = given.get("kind") if isinstance(given, Mapping) else given
-        nearest = difflib.get_close_matches(str(given_kind), list(_STAGE_MODELS), 1)
+        nearest = difflib.get_close_matches(str(given_kind), list(STAGE_MODELS), 1)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        return f"no stage of kind {given_kind!r}; {hint}allowed: {', '.join(_STAGE_MODELS)}"
+        return f"no stage of kind {given_kind!r}; {hint}allowed: {', '.join(STAGE_MODELS)}"
     message = item["msg"].removeprefix("Value error, ")
     return message if kind == "value_error" else f"{message}; given {given!r}"
 
@@ -796,7 +796,7 @@ def _what(item: Any, location: Path_, raw: Mapping[str, Any]) -> str:
 def _allowed_keys(location: Path_, raw: Mapping[str, Any]) -> list[str]:
     model: type[BaseModel] = Recipe
     if location[0] == "stages" and len(location) > 2:
-        model = _STAGE_MODELS[raw["stages"][location[1]]["kind"]]
+        model = STAGE_MODELS[raw["stages"][location[1]]["kind"]]
     elif location[0] == "dataset" and len(location) > 1:
         model = DatasetConfig
     elif location[0] == "train" and len(location) > 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 
-from tamis.pipelines.recipe import _STAGE_MODELS, DatasetConfig, Recipe, TrainSection
+from tamis.pipelines.recipe import STAGE_MODELS, DatasetConfig, Recipe, TrainSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,11 +23,11 @@ _EXAMPLES: dict[tuple[type[BaseModel], str], Any] = {
     (DatasetConfig, "path"): "train.parquet",
     (DatasetConfig, "text"): "text",
     (DatasetConfig, "label"): "label",
-    (_STAGE_MODELS["score"], "method"): "proxy",
-    (_STAGE_MODELS["prune"], "method"): "density",
-    (_STAGE_MODELS["select"], "method"): "facility_location",
-    (_STAGE_MODELS["select"], "budget"): 0.25,
-    (_STAGE_MODELS["pick"], "ids"): "ids.txt",
+    (STAGE_MODELS["score"], "method"): "proxy",
+    (STAGE_MODELS["prune"], "method"): "density",
+    (STAGE_MODELS["select"], "method"): "facility_location",
+    (STAGE_MODELS["select"], "budget"): 0.25,
+    (STAGE_MODELS["pick"], "ids"): "ids.txt",
 }
 
 
@@ -40,7 +40,7 @@ def reference_recipe() -> str:
         "# The stages, in any order that their inputs allow; each may be left out, and may come again.",
         "stages:",
     ]
-    for kind, model in _STAGE_MODELS.items():
+    for kind, model in STAGE_MODELS.items():
         lines += ["", *_comment(_first_line(model), 2), f"  - kind: {kind}", *_keys(model, 4)]
     lines += ["", *_comment(_first_line(TrainSection), 0), "train:", *_keys(TrainSection, 2)]
     return "\n".join(lines)

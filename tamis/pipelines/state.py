@@ -20,7 +20,7 @@ from tamis.manifests.schema import Decision
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tamis.pipelines.node import Inputs
+    from tamis.pipelines.node import Artifact, Inputs
 
 KEPT, EXACT_DUP, NEAR_DUP, PRUNED, NOT_IN_BUDGET, QUARANTINED = (int(decision) for decision in Decision)
 
@@ -135,6 +135,14 @@ def vectors(inputs: Inputs, rows: Rows, start: int = 0) -> npt.NDArray[np.float3
         at = np.searchsorted(table["row"].to_numpy(), ordered[mine] - starts[b])
         out[by_row[mine]] = matrix[at]
     return np.empty((0, 1), np.float32) if out is None else out
+
+
+def usable_vectors(inputs: Inputs, block: Artifact) -> tuple[Rows, npt.NDArray[np.float32]]:
+    """The rows of an embedding block that have a usable vector, int64[m] from 0 on, and these, float32[m, d]."""
+    table = inputs.open(block)
+    rows, matrix = table["row"].to_numpy().astype(np.int64), matrix_of(table)
+    usable = ~np.isin(rows, [row for row, _ in block.facts["bad"]])
+    return (rows, matrix) if usable.all() else (rows[usable], matrix[usable])
 
 
 def matrix_column(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:

@@ -30,7 +30,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
 import tamis
 from tamis.manifests.canonical import canonical_json, digest, ipc_bytes
-from tamis.pipelines.recipe import _STAGE_MODELS, DatasetConfig, Recipe, TrainSection
+from tamis.pipelines.recipe import STAGE_MODELS, DatasetConfig, Recipe, TrainSection
 
 N = 60
 EMBED = {"kind": "embed", "encoder": "lsa", "dim": 16}
@@ -1130,7 +1130,7 @@ def test_the_table_is_long():
 
 # --- every key of a recipe: another type, and just out of its range ---
 
-SECTIONS = {"": Recipe, "dataset": DatasetConfig, "train": TrainSection, **_STAGE_MODELS}
+SECTIONS = {"": Recipe, "dataset": DatasetConfig, "train": TrainSection, **STAGE_MODELS}
 SOUND_SECTIONS = {
     "dataset": {"path": "rows.parquet", "text": "text"},
     "train": {},

@@ -23,7 +23,7 @@ from tamis.manifests.canonical import sha256_file
 from tamis.manifests.schema import CERTIFIED
 from tamis.pipelines.budget import costs_of, fitting, groups_of, money, shares_of
 from tamis.pipelines.node import Inputs, Output, Task
-from tamis.pipelines.partitions import PARTITION_TASKS, Partitions, add_partitions, listed_rows, runs_of
+from tamis.pipelines.partitions import PARTITION_TASKS, Partitions, add_partitions, listed_rows
 from tamis.pipelines.stages.prune import canonical
 from tamis.pipelines.state import (
     KEPT,
@@ -133,7 +133,7 @@ def _counted(config: SelectConfig, flow: Flow, add: Add) -> list[Node]:
             else "text or image column: dataset: {text: COLUMN}; or give the budget in rows"
         )
         raise RecipeError(f"select with a budget in {config.unit} needs the dataset's {needed}")
-    runs = runs_of(flow.blocks, flow, COUNTED_ROWS)
+    runs = flow.runs(flow.blocks, COUNTED_ROWS)
     return [
         add("select.count", {"roles": roles}, {"blocks": some}, part=part) for part, (some, _, _) in enumerate(runs)
     ]
