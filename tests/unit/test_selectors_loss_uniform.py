@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tamis.errors import DataError, RecipeError
-from tamis.selectors.loss import drop_by_loss
+from tamis.selectors.loss import confidence_thresholds, drop_by_loss, suspects
 from tamis.selectors.uniform import random, stratified
 
 
@@ -55,6 +55,33 @@ def test_fractions_out_of_range(options):
 def test_fractions_that_leave_nothing_show_the_arithmetic():
     with pytest.raises(RecipeError, match=r"0\.5 \+ drop_lowest 0\.5 = 1 leaves no row"):
         drop_by_loss(np.ones(4), drop_highest=0.5, drop_lowest=0.5)
+
+
+def test_suspects_are_those_that_the_definition_names():
+    """Equations 1 and 2 of arXiv 1911.00068 as loops over rows and classes."""
+    draw = rng(5)
+    probability = draw.dirichlet(np.full(4, 0.4), 300)
+    labels = draw.integers(0, 3, 300)  # nobody has the label 3
+    thresholds = confidence_thresholds(labels, probability[np.arange(300), labels], 4)
+    found = suspects(labels, probability, thresholds)
+    mean = {}
+    for j in range(3):
+        own = [probability[i, j] for i in range(300) if labels[i] == j]
+        mean[j] = sum(own) / len(own)
+    for i in range(300):
+        confident = {j: probability[i, j] for j in mean if probability[i, j] >= mean[j]}
+        assert found[i] == (bool(confident) and max(confident, key=confident.get) != labels[i])
+    assert 20 < found.sum() < 250
+    assert thresholds[3] == np.inf
+
+
+def test_suspects_where_nothing_is_wrong_or_given():
+    assert not suspects(np.arange(3), np.eye(3), np.full(3, 0.5)).any()
+    assert not suspects(np.arange(3)[::-1], np.full((3, 3), 1 / 3), np.full(3, 0.5)).any()  # confident of nothing
+    assert suspects(np.empty(0, np.int64), np.empty((0, 2)), np.ones(2)).tolist() == []
+    for shapes in ((2, (3, 3), 3), (3, (3, 2), 3), (3, (9,), 3)):
+        with pytest.raises(DataError, match="do not fit together"):
+            suspects(np.zeros(shapes[0], np.int64), np.zeros(shapes[1]), np.zeros(shapes[2]))
 
 
 def test_random_is_uniform_and_nested():

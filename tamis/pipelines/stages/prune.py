@@ -1,4 +1,4 @@
-"""Prune: by concept complexity with exact quotas (DBP), or by loss."""
+"""Prune: by concept complexity with exact quotas (DBP), by loss, or by labels that are likely wrong."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ def expand(config: PruneConfig, flow: Flow, context: Context, add: Add) -> Flow:
         params: dict[str, Any] = {"drop_highest": config.drop_highest, "drop_lowest": config.drop_lowest}
         inputs["loss"] = [flow.need("loss", "prune by loss", "a score stage")]
         node = add("prune.loss", params, inputs)
+    elif config.method == "label_noise":
+        inputs["suspect"] = [flow.need("suspect", "prune by label_noise", "a score stage with method proxy")]
+        node = add("prune.label_noise", {}, inputs)
     else:
         params = {
             "keep": config.keep,
@@ -66,6 +69,16 @@ def loss(params: Mapping[str, Any], inputs: Inputs) -> Output:
     return Output(table, facts)
 
 
+def label_noise(params: Mapping[str, Any], inputs: Inputs) -> Output:  # noqa: ARG001 - one shape for all tasks
+    """Drop the rows whose label the proxy contradicts confidently."""
+    alive = alive_rows(inputs)
+    stays = ~values(inputs, "suspect", "suspect", alive) | kept_before(inputs, alive)
+    reason = "label likely wrong: the proxy is confident of another class"
+    return Output(
+        effect(alive, np.where(stays, KEPT, PRUNED).astype(np.int8), reason), {"pruned": int(np.count_nonzero(~stays))}
+    )
+
+
 def density(params: Mapping[str, Any], inputs: Inputs) -> Output:
     """Keep each cluster's quota, set by its complexity (arXiv 2401.04578)."""
     alive, order = canonical(inputs)
@@ -102,4 +115,4 @@ def canonical(inputs: Inputs) -> tuple[Rows, Rows]:
     return alive, np.argsort(values(inputs, "index", "order", alive))
 
 
-TASKS = {"loss": Task(loss), "density": Task(density, version=2)}
+TASKS = {"loss": Task(loss), "label_noise": Task(label_noise), "density": Task(density, version=2)}

@@ -18,6 +18,7 @@ from tamis.pipelines.id_lists import ids_twice
 from tamis.pipelines.node import Inputs, Output, Task
 from tamis.pipelines.sources import take_rows
 from tamis.pipelines.state import alive_rows, effect, generator, values, vectors
+from tamis.selectors.loss import confidence_thresholds, suspects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,9 +62,10 @@ def expand(config: ScoreConfig, flow: Flow, context: Context, add: Add) -> Flow:
             {"min_accuracy": config.min_accuracy},
             {"alive": [flow.alive], "index": [flow.index], "folds": folds},
         )
-    return dataclasses.replace(
-        flow, alive=joined, effects=(*flow.effects, joined), columns={**flow.columns, "loss": joined}
-    )
+    columns = {name: node for name, node in flow.columns.items() if name != "suspect"} | {"loss": joined}
+    if config.from_ is None:
+        columns["suspect"] = joined
+    return dataclasses.replace(flow, alive=joined, effects=(*flow.effects, joined), columns=columns)
 
 
 def _table_of_losses(path: Path) -> Path:
@@ -120,19 +122,26 @@ def fold(params: Mapping[str, Any], inputs: Inputs) -> Output:
     column_of[model.classes_] = np.arange(len(model.classes_))
     own = column_of[labels[held]]
     loss, predicted, floor = np.empty(len(held)), np.empty(len(held), np.int32), 0.0
-    for start in range(0, len(held), _SCORED_ROWS):
-        part = slice(start, start + _SCORED_ROWS)
+    parts = [slice(start, start + _SCORED_ROWS) for start in range(0, len(held), _SCORED_ROWS)]
+    for part in parts:
         log_probability = model.predict_log_proba(vectors(inputs, alive[held[part]]).astype(np.float64))
         loss[part] = -log_probability[np.arange(len(log_probability)), own[part]]
         predicted[part] = model.classes_[log_probability.argmax(axis=1)]
         floor = min(floor, float(log_probability.min()))
-    # A class that the proxy never saw gets the loss of the least likely outcome seen.
-    loss[own < 0] = -floor
+    # A class that the proxy never saw gets the loss of the least likely outcome seen, and nothing speaks against it.
+    known = own >= 0
+    loss[~known] = -floor
+    thresholds = confidence_thresholds(own[known], np.exp(-loss[known]), len(model.classes_))
+    suspect = np.zeros(len(held), np.bool_)
+    for part in parts:  # once more, so that the probabilities of all classes need not be held
+        probability = model.predict_proba(vectors(inputs, alive[held[part]]).astype(np.float64))
+        suspect[part] = known[part] & suspects(own[part], probability, thresholds)
     table = pa.table(
         {
             "row": pa.array(alive[held], pa.int64()),
             "loss": pa.array(np.maximum(loss, 0), pa.float64()),
             "predicted": pa.array(predicted, pa.int32()),
+            "suspect": pa.array(suspect),
         }
     )
     return Output(table, {"iterations": int(np.max(model.n_iter_))})
@@ -154,12 +163,14 @@ def join(params: Mapping[str, Any], inputs: Inputs) -> Output:
             "Use a better encoder, check the labels, or set score.min_accuracy lower"
         )
     loss = folds["loss"].combine_chunks()
+    suspect = folds["suspect"].combine_chunks()
     facts = {
         "out_of_fold_accuracy": round(accuracy, 6),
         "majority_share": round(majority, 6),
         "mean_loss": round(pc.mean(loss).as_py(), 6),
+        "suspects": pc.sum(suspect).as_py() or 0,
     }
-    return Output(effect(alive, loss=loss), facts)
+    return Output(effect(alive, loss=loss, suspect=suspect), facts)
 
 
 def read(params: Mapping[str, Any], inputs: Inputs) -> Output:
@@ -210,7 +221,7 @@ def read(params: Mapping[str, Any], inputs: Inputs) -> Output:
 
 
 TASKS = {
-    "fold": Task(fold, version=2, libraries=("sklearn.linear_model",), packages=("scikit-learn", "scipy")),
-    "join": Task(join),
+    "fold": Task(fold, version=3, libraries=("sklearn.linear_model",), packages=("scikit-learn", "scipy")),
+    "join": Task(join, version=2),
     "read": Task(read, version=2),
 }

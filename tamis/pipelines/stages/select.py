@@ -34,6 +34,7 @@ from tamis.pipelines.state import (
     kept_before,
     vectors,
 )
+from tamis.selectors.selection import floor_share
 from tamis.selectors.shares import largest_remainder
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
     if config.method in _SPREAD:
         inputs |= add_partitions(config, flow, context, add, inputs, costs, _sharing(config, flow))
         params |= {"stop_gain": config.stop_gain}
+        if config.random_beyond is not None:
+            params["random_beyond"] = config.random_beyond
         if config.method == "ingenious":
             params |= {"temperature": config.temperature, "scale_free": config.scale_free}
     elif config.method not in _WITHOUT_EMBEDDINGS:
@@ -158,13 +161,16 @@ def take(params: Mapping[str, Any], inputs: Inputs) -> Output:
     if params["method"] in _SPREAD:
         plan = Partitions.read(inputs)
         assert np.array_equal(plan.rows, rows)  # both in canonical order
-        chosen, gains, facts = _from_partitions(params, inputs, plan, cost, rng)
+        chosen, gains, facts = _from_partitions(_by_gain(params, cost), inputs, plan, cost, rng)
         if params["method"] == "ingenious":  # a training may draw again (`IngeniousSampler`)
             part = np.empty(len(alive), np.int32)
             part[order] = plan.parts
             columns["partition"] = pa.array(part, pa.int32())
     else:
         chosen, gains, facts = _uniform(params, inputs, rows, cost, first, rng), None, {}
+    if "random_beyond" in params:
+        drawn = _drawn_beyond(params, inputs, rows, cost, chosen, rng)
+        chosen, facts = np.concatenate([chosen, drawn]), {**facts, "random": len(drawn)}
     chosen = np.concatenate([first, chosen])
     facts = {**_spent(params, cost, chosen), **facts}
     return _output(params, alive, order, chosen, gains, facts, columns)
@@ -294,6 +300,27 @@ def _pays_for_nothing(params: Mapping[str, Any], cost: Cost) -> RecipeError:
         f"select.budget of {money(params, cost)} {params['unit']}{where} pays for no row: the cheapest has "
         f"{cost.min()}; give more"
     )
+
+
+def _by_gain(params: Mapping[str, Any], cost: Cost) -> dict[str, Any]:
+    """The parameters with the budget of what is chosen by gain."""
+    if "random_beyond" not in params:
+        return dict(params)
+    most = max(1, floor_share(params["random_beyond"], params["rows"]))
+    return {**params, "budget": min(money(params, cost), most)}
+
+
+def _drawn_beyond(
+    params: Mapping[str, Any], inputs: Inputs, rows: Rows, cost: Cost, chosen: Rows, rng: np.random.Generator
+) -> Rows:
+    """Rows drawn at random beside the chosen ones, in each group as many as its share of the whole budget lacks."""
+    before = np.zeros(len(rows), np.bool_)
+    before[chosen] = True
+    groups = groups_of(inputs, rows, params["per"])
+    shuffled = rng.permutation(np.flatnonzero(~before))
+    lacking = shares_of(params, inputs, groups, cost, before)
+    drawn: Rows = np.concatenate([shuffled[groups[shuffled] == group][:count] for group, count in lacking.items()])
+    return drawn
 
 
 def _uniform(
