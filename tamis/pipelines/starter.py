@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _BUDGET = 0.25
+_COVERED = 0.1  # see docs/evidence.md
 _PROXY_ROWS, _ROWS_PER_CLASS, _PROXY_CLASSES = 50, 10, 200
 _MIN_SHARE = 4.0  # rows that the smallest class gets of the budget, on average, where it is shared per label
 _WIDTH = 78
@@ -136,8 +137,8 @@ def _stages(found: Guess) -> list[tuple[list[str], dict[str, object]]]:
                 {"kind": "score", "method": "proxy", "min_accuracy": 0.0},
             ),
             (
-                ["The highest losses are wrong labels, often."],
-                {"kind": "prune", "method": "loss", "drop_highest": 0.02},
+                ["Where it is confident of another class, the label is likely wrong."],
+                {"kind": "prune", "method": "label_noise"},
             ),
         ]
     select: dict[str, object] = {"kind": "select", "method": "facility_location", "budget": budget}
@@ -145,6 +146,9 @@ def _stages(found: Guess) -> list[tuple[list[str], dict[str, object]]]:
         "The rows that represent all others best; budget is a fraction of the dataset, a count of rows,",
         "{tokens: N} or {bytes: N}.",
     ]
+    if budget > _COVERED:
+        select["random_beyond"] = _COVERED
+        why.append(f"Beyond {_COVERED:.0%} of the dataset more coverage is no better than chance.")
     if classes and classes[-1] * budget >= _MIN_SHARE:
         select["per"] = "label"
         why.append("Every class keeps its share.")

@@ -15,8 +15,8 @@ from tamis.pipelines.recipe import load_recipe
 
 N = 240
 NAMES = [
-    "dbp-images", "dedup-only", "ingenious-lm", "instruction-tuning", "label-noise", "multi-source", "quickstart",
-    "seta-training",
+    "dbp-images", "dedup-only", "ingenious-lm", "instruction-tuning", "label-free", "label-noise", "multi-source",
+    "noise-aware", "quickstart", "seta-training",
 ]  # fmt: skip
 SMALLER = {"instruction-tuning": ["select.budget={bytes: 4000}"], "multi-source": ["select.budget={bytes: 6000}"]}
 
@@ -67,7 +67,8 @@ def test_it_runs_on_data_of_its_kind(name, folder, cli):
     assert counts.pop("rows") == sum(counts.values())
     assert counts["kept"] > 0
     dropping = {"prune", "select"} & {stage.kind for stage in recipe.stages}
-    assert (counts["pruned"] + counts["not_in_budget"] > 0) == bool(dropping)
+    expected = bool(dropping) and name != "label-noise"  # no label of these texts is wrong
+    assert (counts["pruned"] + counts["not_in_budget"] > 0) == expected
     if name == "instruction-tuning":
         assert not {f"r{row:04d}" for row in range(3, 8)} & set(manifest.select["sample_id"].to_pylist())
     if name == "multi-source":

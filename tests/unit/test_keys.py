@@ -100,6 +100,7 @@ ALTERNATIVES = {
         "shares": ([EMBED], {**FACILITY, "per": "label"}, {"shares": {"a": 0.5}}),
         "engine": ([EMBED], FACILITY, "sparse"),
         "stop_gain": ([EMBED], FACILITY, 0.5),
+        "random_beyond": ([EMBED], FACILITY, 0.5),
         "continue_from": ([EMBED], FACILITY, "earlier"),
         "blocks": ([EMBED], INGENIOUS, "random"),
         "trade_off": ([EMBED], {"kind": "select", "method": "graph_cut", "budget": 0.25}, 0.25),
