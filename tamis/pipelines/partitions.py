@@ -49,7 +49,8 @@ def add_partitions(
     limit = AUTO_PARTITION_ROWS if config.partition_rows == "auto" else int(config.partition_rows)
     blocks = "blocks" if config.blocks == "random" else "cells"
     engine: str = blocks if config.method == "ingenious" else config.engine
-    params: dict[str, Any] = {"engine": engine, "partition_rows": limit, "per": config.per}
+    last = {"suspects": config.suspects} if config.suspects != "alike" else {}
+    params: dict[str, Any] = {"engine": engine, "partition_rows": limit, "per": config.per, **last}
     given = {**inputs, "embeddings": embeddings}
     listing = engine in ("sparse", "partitioned") or (engine == "auto" and flow.rows > limit)
     probes: list[Node] = []
@@ -58,7 +59,7 @@ def add_partitions(
         probes = [
             add(
                 "select.probe",
-                {"per": config.per, "start": start, "stop": stop},
+                {"per": config.per, "start": start, "stop": stop, **last},
                 {**inputs, "embeddings": part, "cells": [cells]},
                 part=number,
             )
@@ -80,7 +81,12 @@ def add_partitions(
             for shard in range(shards)
         ]
     if engine == "partitioned":
-        proposing = {"budget": config.budget, "rows": flow.rows, **({"per": config.per, **sharing} if sharing else {})}
+        proposing = {
+            "budget": config.budget,
+            "rows": flow.rows,
+            **last,
+            **({"per": config.per, **sharing} if sharing else {}),
+        }
         named = {"index": inputs["index"]} if sharing else {}
         made["proposals"] = [add("select.propose", proposing, {**planned, **made, **named})]
         planned["proposals"] = made["proposals"]

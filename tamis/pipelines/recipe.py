@@ -410,6 +410,11 @@ class SelectConfig(_Frozen):
         "budget has at random from the other rows of each group. A large budget covers everything anyway, and what "
         "greedy chooses last is unlike the data.",
     )
+    suspects: Literal["alike", "last"] = Field(
+        "alike",
+        description="facility_location, ingenious, random, stratified: last chooses rows whose label the proxy "
+        "contradicts confidently only where their group has too few others; the groups' shares stay what they are.",
+    )
     objective: Literal["facility_location"] = Field(
         "facility_location", description="ingenious: the submodular objective of the gains."
     )
@@ -459,9 +464,17 @@ class SelectConfig(_Frozen):
     @model_validator(mode="after")
     def _fits_method(self) -> SelectConfig:
         known = {
-            "ingenious": ("objective", "temperature", "scale_free", "blocks", "partition_rows"),
-            "facility_location": ("engine", "stop_gain", "partition_rows", "continue_from", "random_beyond"),
-            "random": ("continue_from",),
+            "ingenious": ("objective", "temperature", "scale_free", "blocks", "partition_rows", "suspects"),
+            "facility_location": (
+                "engine",
+                "partition_rows",
+                "stop_gain",
+                "continue_from",
+                "random_beyond",
+                "suspects",
+            ),
+            "random": ("continue_from", "suspects"),
+            "stratified": ("suspects",),
             "graph_cut": ("trade_off",),
             "log_det": ("ridge",),
             "targeted": ("queries", "eta"),

@@ -131,14 +131,10 @@ def _stages(found: Guess) -> list[tuple[list[str], dict[str, object]]]:
         stages += [
             (
                 [
-                    "A loss for every row, by a classifier that has not seen it. With min_accuracy: majority a run",
-                    "stops where the classifier has learned nothing.",
+                    "A loss for every row, by a classifier that has not seen it, and where the label is likely wrong.",
+                    "With min_accuracy: majority a run stops where the classifier has learned nothing.",
                 ],
                 {"kind": "score", "method": "proxy", "min_accuracy": 0.0},
-            ),
-            (
-                ["Where it is confident of another class, the label is likely wrong."],
-                {"kind": "prune", "method": "label_noise"},
             ),
         ]
     select: dict[str, object] = {"kind": "select", "method": "facility_location", "budget": budget}
@@ -152,6 +148,9 @@ def _stages(found: Guess) -> list[tuple[list[str], dict[str, object]]]:
     if classes and classes[-1] * budget >= _MIN_SHARE:
         select["per"] = "label"
         why.append("Every class keeps its share.")
+        if _has_proxy(found):
+            select["suspects"] = "last"
+            why.append("Rows whose label is likely wrong are taken where it has no others left.")
     elif "source" in fields or (not classes and len(found.sources) > 1):
         select["per"] = "source"
         why.append("Every source keeps its share; shares: {NAME: 0.5} gives one another.")

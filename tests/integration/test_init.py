@@ -134,11 +134,11 @@ FOUND = {
     "Chinese": {"text": "story"},
 }
 STAGES = {
-    "parquet": ["embed", "dedup", "score", "prune", "select"],
+    "parquet": ["embed", "dedup", "score", "select"],
     "many classes": ["embed", "dedup", "select"],
     "one class": ["embed", "dedup", "select"],
     "vectors only": ["embed", "dedup", "select"],
-    "class folders": ["embed", "dedup", "score", "prune", "select"],
+    "class folders": ["embed", "dedup", "score", "select"],
 }
 ENCODERS = {"vectors only": "vectors", "vectors beside texts": "vectors", "class folders": "pixels", "tokens": "lsa"}
 PER = {"parquet": "label", "instructions": "source", "two files": "source", "many classes": None, "one class": None}

@@ -42,6 +42,37 @@ def test_losses_of_a_file_say_nothing_of_labels(noisy, recipe, tmp_path, cli):
     assert "score stage with method proxy" in result.stderr
 
 
+def test_suspects_come_last_and_classes_keep_their_shares(noisy, recipe, tmp_path):
+    path, wrong = noisy
+    stage = {"budget": 120, "suspects": "last"}
+    for number, other in enumerate(({}, {"engine": "sparse"}, {"random_beyond": 0.2}, {"method": "stratified"})):
+        select = {**COVER, **stage, **other}
+        if "method" in other:
+            del select["per"]
+        made = recipe(path, [*CHAIN, select], name=f"{number}.yaml")
+        manifest = tamis.run(made, tmp_path / f"run{number}", executor="sync").open_manifest()
+        ids = manifest.select["sample_id"].to_pylist()
+        assert len(set(ids)) == 120
+        assert len(set(ids) & wrong) <= 24 - 16  # 16 and more of them are suspects, see above
+        label = labels_of(path)
+        sizes = np.unique(list(label.values()), return_counts=True)[1]
+        counts = np.unique([label[one] for one in ids], return_counts=True)[1]
+        assert np.abs(counts - 120 * sizes / 240).max() < 1
+
+
+def test_suspects_fill_what_the_others_cannot(noisy, recipe, tmp_path):
+    path, wrong = noisy
+    made = recipe(path, [*CHAIN, {**COVER, "budget": 236, "suspects": "last"}])
+    ids = tamis.run(made, tmp_path / "run", executor="sync").open_manifest().select["sample_id"].to_pylist()
+    assert len(set(ids)) == 236
+    assert len(set(ids) & wrong) >= 16
+
+
+def labels_of(path):
+    table = pq.read_table(path)
+    return dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
+
+
 def kept(stage, path, recipe, tmp_path, name):
     made = recipe(path, [CHAIN[0], {**COVER, **stage}], name=f"{name}.yaml")
     return tamis.run(made, tmp_path / name, executor="sync").open_manifest().select["sample_id"].to_pylist()
@@ -62,8 +93,7 @@ def test_beyond_a_fraction_the_budget_is_drawn_at_random_in_the_classes_proporti
     assert 15 < len(set(mixed[48:]) & others) < 45
     again = kept({"budget": 120, "random_beyond": 0.2}, path, recipe, tmp_path, "again")
     assert mixed == again
-    table = pq.read_table(path)
-    label = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    label = labels_of(path)
     sizes = np.unique(list(label.values()), return_counts=True)[1]
     counts = np.unique([label[one] for one in mixed], return_counts=True)[1]
     assert np.abs(counts - 120 * sizes / 240).max() < 1

@@ -101,6 +101,7 @@ ALTERNATIVES = {
         "engine": ([EMBED], FACILITY, "sparse"),
         "stop_gain": ([EMBED], FACILITY, 0.5),
         "random_beyond": ([EMBED], FACILITY, 0.5),
+        "suspects": ([EMBED, SCORE], FACILITY, "last"),
         "continue_from": ([EMBED], FACILITY, "earlier"),
         "blocks": ([EMBED], INGENIOUS, "random"),
         "trade_off": ([EMBED], {"kind": "select", "method": "graph_cut", "budget": 0.25}, 0.25),

@@ -91,6 +91,11 @@ def expand(config: SelectConfig, flow: Flow, context: Context, add: Add) -> Flow
     if config.continue_from is not None:
         assert flow.before is not None  # made for this key
         inputs["before"] = [flow.before]
+    if config.suspects != "alike":
+        params["suspects"] = config.suspects
+        inputs["suspect"] = [
+            flow.need("suspect", f"{what} and suspects {config.suspects}", "a score stage with method proxy")
+        ]
     if config.per == "cluster":
         inputs["cluster"] = [flow.need("cluster", f"{what} per cluster", "a cluster stage")]
     hints: dict[str, Any] = {}
