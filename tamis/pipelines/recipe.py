@@ -590,6 +590,13 @@ class TrainSection(_Frozen):
         lt=1.0,
         description="Fraction that the sampler leaves out; default: the schedule's, or its own.",
     )
+    ceiling: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Fraction of the seen samples, those of the highest losses, that every epoch leaves out: for "
+        "data with wrong labels.",
+    )
     weights: Literal["linupper", "upper", "quadratic", "extremes", "uniform"] = Field(
         "linupper", description="Loss weights within a batch."
     )

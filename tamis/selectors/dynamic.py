@@ -10,7 +10,8 @@ Sources: SeTa is arXiv 2503.13385, InfoBatch is arXiv 2303.04947.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -375,6 +376,52 @@ def hard_batches(
     chosen = np.sort(np.argsort(-means, kind="stable")[:count])
     indices = np.concatenate([order[:0], *(order[starts[b] : starts[b] + batch_size] for b in chosen)])
     return EpochPlan(indices, np.ones(indices.size, dtype=np.float32), ordered=True)
+
+
+def with_ceiling(policy: Policy, ceiling: float) -> Policy:
+    """The same policy, without the samples of the highest losses.
+
+    Where labels are wrong, the highest losses are mostly theirs, and it does harm to train on them. Each epoch is
+    planned as if these samples were not there, the last epochs too. A sample that is left out keeps its last loss, and
+    so mostly stays out. From our own measurements (benchmarks/evidence/pruning.py), not from a paper.
+
+    Args:
+        policy: One that plans for as many samples as it is given, as all of this module do.
+        ceiling: Fraction of the seen samples to leave out, in [0, 1); floor(ceiling * seen) are, and of equal losses
+            the lowest indices stay. Never-seen samples are never left out, so that the first epoch is as it was.
+
+    Returns:
+        The policy itself where the ceiling is 0.
+
+    Raises:
+        RecipeError: `ceiling` is out of its range.
+
+    >>> everything = with_ceiling(partial(random, prune_ratio=0.0), 0.25)
+    >>> losses, seen = np.array([0.5, 9.0, 2.0, 1.0, np.nan]), np.array([1, 1, 1, 1, 0])
+    >>> everything(losses, seen, 1, np.random.default_rng(0)).indices.tolist()
+    [0, 2, 3, 4]
+    """
+    if not 0 <= ceiling < 1:
+        raise RecipeError(f"ceiling is {ceiling}; it must be in [0, 1)")
+    return partial(_below, policy=policy, ceiling=ceiling) if ceiling else policy
+
+
+def _below(
+    scores: NDArray[np.floating[Any]],
+    seen: NDArray[np.integer[Any]],
+    epoch: int,
+    rng: np.random.Generator,
+    *,
+    policy: Policy,
+    ceiling: float,
+) -> EpochPlan:
+    """The plan of a policy for the samples below the ceiling."""
+    scores, seen = np.asarray(scores), np.asarray(seen)
+    known = np.flatnonzero(_known(scores, seen))
+    rising = known[np.argsort(scores[known], kind="stable")]
+    rows = np.delete(np.arange(scores.size), rising[rising.size - _left_out(rising.size, ceiling) :])
+    plan = policy(scores[rows], seen[rows], epoch, rng)
+    return replace(plan, indices=rows[plan.indices])
 
 
 def _known(scores: NDArray[np.floating[Any]], seen: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:

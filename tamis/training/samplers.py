@@ -363,6 +363,8 @@ class SeTaSampler(PlanSampler):
         window_scale: Fraction of the groups in the window, alpha in (0, 1].
         prune_ratio: Fraction of all samples left out at random, r in [0, 1).
         delta: Fraction of the epochs that prune; the rest train on everything.
+        ceiling: Fraction of the seen samples, those of the highest losses, that is left out of every epoch; see
+            `tamis.selectors.dynamic.with_ceiling`.
         rule: "paper" or "code"; see `tamis.selectors.dynamic.seta_window`.
         **options: As for `PlanSampler`.
     """
@@ -377,6 +379,7 @@ class SeTaSampler(PlanSampler):
         prune_ratio: float = 0.0,
         delta: float = 0.875,
         rule: str = "paper",
+        ceiling: float = 0.0,
         **options: Unpack[SamplerOptions],
     ) -> None:
         policy = partial(
@@ -388,7 +391,7 @@ class SeTaSampler(PlanSampler):
             delta=delta,
             rule=rule,
         )
-        super().__init__(n, policy, **options)
+        super().__init__(n, dynamic.with_ceiling(policy, ceiling), **options)
 
 
 class InfoBatchSampler(PlanSampler):
@@ -399,6 +402,8 @@ class InfoBatchSampler(PlanSampler):
         epochs: How many epochs the training has.
         prune_ratio: Probability that a sample below the mean is dropped, in [0, 1).
         delta: Fraction of the epochs that prune; the rest train on everything.
+        ceiling: Fraction of the seen samples, those of the highest losses, that is left out of every epoch; see
+            `tamis.selectors.dynamic.with_ceiling`.
         **options: As for `PlanSampler`, but `epoch_size` is "pruned" where it is not given, as in the paper.
     """
 
@@ -409,10 +414,12 @@ class InfoBatchSampler(PlanSampler):
         epochs: int,
         prune_ratio: float = 0.5,
         delta: float = 0.875,
+        ceiling: float = 0.0,
         **options: Unpack[SamplerOptions],
     ) -> None:
+        policy = partial(dynamic.infobatch, epochs=epochs, prune_ratio=prune_ratio, delta=delta)
         options.setdefault("epoch_size", "pruned")
-        super().__init__(n, partial(dynamic.infobatch, epochs=epochs, prune_ratio=prune_ratio, delta=delta), **options)
+        super().__init__(n, dynamic.with_ceiling(policy, ceiling), **options)
 
 
 class ManifestSampler(PlanSampler):

@@ -66,6 +66,8 @@ class TrainConfig:
             0.5).
         delta: Fraction of the epochs that prune.
         rule: SeTa's "paper" or "code".
+        ceiling: Fraction of the seen samples, those of the highest losses, that every epoch leaves out; see
+            `tamis.selectors.dynamic.with_ceiling`.
         epoch_size: "pruned" or "fixed"; see `tamis.training.samplers.PlanSampler`.
         weight_decay: Of AdamW.
         precision: "float32", or "bfloat16" for automatic mixed precision.
@@ -91,6 +93,7 @@ class TrainConfig:
     prune_ratio: float | None = None
     delta: float = 0.875
     rule: str = "paper"
+    ceiling: float = 0.0
     epoch_size: str = "pruned"
     weight_decay: float = 0.01
     precision: str = "float32"
@@ -470,6 +473,10 @@ def _evaluate(learner: Learner, samples: Samples) -> tuple[float | None, float]:
 
 
 def _policy(config: TrainConfig) -> dynamic.Policy:
+    return dynamic.with_ceiling(_uncapped(config), config.ceiling)
+
+
+def _uncapped(config: TrainConfig) -> dynamic.Policy:
     pruning: dict[str, Any] = {} if config.prune_ratio is None else {"prune_ratio": config.prune_ratio}
     if config.sampler == "seta":
         return partial(
@@ -499,8 +506,9 @@ def _check(
     for name, allowed in (("sampler", SAMPLERS), ("precision", PRECISIONS)):
         if getattr(config, name) not in allowed:
             raise RecipeError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(allowed)}")
-    if config.sampler == "full" and config.prune_ratio:
-        raise RecipeError("sampler full leaves nothing out, but prune_ratio was given; use sampler random")
+    for name in ("prune_ratio", "ceiling"):
+        if config.sampler == "full" and getattr(config, name):
+            raise RecipeError(f"sampler full leaves nothing out, but {name} was given; use sampler random")
     least = {"epochs": 1, "batch_size": 1, "total_samples": 1, "checkpoint_every": 0, "layers": 1, "width": 32}
     for name, bound in least.items():
         value = getattr(config, name)

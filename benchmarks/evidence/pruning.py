@@ -1,0 +1,215 @@
+"""What does dynamic pruning save on images, and what does it cost in accuracy?
+
+Fashion-MNIST, all 60,000 images, the bundled convolutional network, a learning rate that falls linearly to 0 over 8
+epochs (full training on clean labels is no better for twice as many); clean, and with a fifth of the training labels
+replaced by another class. Everything of a seed starts from the same weights and has the same wrong labels. Accuracy is
+on the 10,000 test images, labels untouched, after the last step: nothing is chosen by looking at it.
+
+The arms are in `ARMS`. At equal cost there are two rivals of a dynamic method: "random, as SeTa" trains in each epoch
+on a fresh uniform part, "shorter, as SeTa" on everything in fewer steps, the learning rate falling to 0 over them; both
+see as many samples as SeTa did with that seed. What is compared was fixed in `COMPARISONS` before the first training.
+Paired t-tests over the seeds, corrected by Holm over all comparisons of both kinds of labels.
+
+Finished trainings are kept under .cache/evidence/pruning: a stopped run goes on, and more seeds reuse the rest. Every
+training has one thread; its time, as a ratio to the full training in the same process, depends on what else the machine
+does, so that the samples seen are the figure that counts.
+
+    python benchmarks/evidence/pruning.py [--seeds 5] [--epochs 8] [--workers 1] [--quick]
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import torch
+from _beside import ROOT, fetch, measure
+from torch import nn
+
+from tamis.training import Images, TrainConfig
+from tamis.training.arms import Arm, train_arms
+from tamis.training.significance import differences, half_interval, verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from tamis.training.learner import DenseLearner
+
+BATCH, CLASSES, CEILING = 128, 10, 0.1
+NOISE = {"clean": 0.0, "20 % wrong": 0.2}
+KEEP = ROOT / ".cache" / "evidence" / "pruning"
+
+LINUPPER = {"weights": "linupper", "r": 1.0}  # after an epoch that weighs all alike, as everywhere here
+# What an arm changes in the settings; "random, as" and "shorter, as" see as many samples as the arm that they name.
+ARMS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "SeTa": {"sampler": "seta"},
+    "random, as SeTa": {"sampler": "random"},
+    "shorter, as SeTa": {},
+    "InfoBatch": {"sampler": "infobatch"},
+    "random, as InfoBatch": {"sampler": "random"},
+    "shorter, as InfoBatch": {},
+    "full, ceiling": {"sampler": "random", "ceiling": CEILING},
+    "SeTa, ceiling": {"sampler": "seta", "ceiling": CEILING},
+    "InfoBatch, ceiling": {"sampler": "infobatch", "ceiling": CEILING},
+    "LinUpper": LINUPPER,
+    "SeTa, LinUpper": {"sampler": "seta", **LINUPPER},
+    "InfoBatch, LinUpper": {"sampler": "infobatch", **LINUPPER},
+}
+# Fixed before the first training; each for both kinds of labels.
+COMPARISONS = (
+    ("SeTa", "full"),
+    ("SeTa", "random, as SeTa"),
+    ("SeTa", "shorter, as SeTa"),
+    ("InfoBatch", "full"),
+    ("InfoBatch", "random, as InfoBatch"),
+    ("InfoBatch", "shorter, as InfoBatch"),
+    ("LinUpper", "full"),
+    ("SeTa, LinUpper", "full"),
+    ("SeTa, LinUpper", "SeTa"),
+    ("InfoBatch, LinUpper", "full"),
+    ("InfoBatch, LinUpper", "InfoBatch"),
+    ("full, ceiling", "full"),
+    ("SeTa, ceiling", "full"),
+    ("SeTa, ceiling", "SeTa"),
+    ("InfoBatch, ceiling", "full"),
+    ("InfoBatch, ceiling", "InfoBatch"),
+)
+
+
+class Pictures(Images):
+    """The same network, its parts in an order that takes a core half the time.
+
+    The maximum of rectified values is the rectified maximum, 28 pixels are halved to exactly the 7 that the network's
+    average makes, and the order of the channels in memory says nothing.
+    """
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Pictures:
+        """See `Images`."""
+        return Pictures(self.pixels[rows], self.labels[rows], self.classes)
+
+    def learner(self, *given: Any) -> DenseLearner:
+        """See `Images`."""
+        learner = super().learner(*given)
+        conv, relu, pool, wider, _, _, _, flat, *dense = learner.model.layers
+        learner.model.layers = nn.Sequential(conv, pool, relu, wider, pool, relu, flat, *dense)
+        learner.model.to(memory_format=torch.channels_last)
+        return learner
+
+
+def images() -> tuple[Pictures, Pictures]:
+    """The images to train on, and those to test on."""
+    found = {name: fetch.read_idx(path) for name, path in fetch.fashion_mnist().items()}
+    return tuple(
+        Pictures(found[f"{part}-images"][:, None], found[f"{part}-labels"].astype(np.int64))
+        for part in ("train", "t10k")
+    )
+
+
+def flipped(labels: npt.NDArray[np.int64], share: float, seed: int) -> npt.NDArray[np.int64]:
+    """The labels with a share of them replaced by one of the other classes."""
+    # A stream that no sampler draws from: [seed, 1] is that of epoch 1, which would begin with all the wrong labels.
+    rng = np.random.default_rng([seed, 20260403])
+    chosen = rng.permutation(len(labels))[: round(share * len(labels))]
+    wrong = labels.copy()
+    wrong[chosen] = (wrong[chosen] + rng.integers(1, CLASSES, len(chosen))) % CLASSES
+    return wrong
+
+
+def train_all(labels: str, seed: int, epochs: int, precision: str, rows: int, keep: Path | None) -> dict[str, Any]:
+    """All arms for one seed and one kind of labels, in the order of `ARMS`, so that their rivals come after them."""
+    data, test = (part.take(np.arange(min(rows, len(part)))) for part in images())
+    data = Pictures(data.pixels, flipped(data.labels, NOISE[labels], seed))
+    everything = np.arange(len(data))
+    plain = TrainConfig(epochs=epochs, batch_size=BATCH, warmup_steps=len(data) // BATCH, precision=precision)
+    runs: dict[str, dict[str, float]] = {}
+    for name, changes in ARMS.items():
+        config, total = replace(plain, **changes), None
+        if ", as " in name:
+            cost = round(runs[name.split(", as ")[1]]["samples"])
+            if name.startswith("random"):
+                config = replace(config, prune_ratio=1 - cost / (epochs * len(data)))
+            else:
+                total = cost
+        (found,) = train_arms([Arm(name, everything, config)], data, test, seeds=[seed], total_samples=total, keep=keep)
+        runs[name] = {
+            "seed": seed,
+            "accuracy": found.mean,
+            "samples": found.samples_seen,
+            "seconds": found.seconds,
+        }
+        print(f"{labels}: {name} {runs[name]}", file=sys.stderr, flush=True)
+    return runs
+
+
+def summary(runs: list[dict[str, float]], full: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over seeds, with the half width of the 95 % interval of the accuracy; the median ratio of the times."""
+    accuracies = [run["accuracy"] for run in runs]
+    pairs = list(zip(runs, full, strict=True))
+    return {
+        "runs": runs,
+        "accuracy": float(np.mean(accuracies)),
+        "half_interval": half_interval(accuracies),
+        "saved": 1 - sum(run["samples"] for run in runs) / sum(run["samples"] for run in full),
+        "time": float(np.median([run["seconds"] / whole["seconds"] for run, whole in pairs])),
+    }
+
+
+def compared(arms: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """All of `COMPARISONS`, for all kinds of labels together; with the verdict in words."""
+    values = {
+        f"{labels}: {name}": [run["accuracy"] for run in found["runs"]]
+        for labels, methods in arms.items()
+        for name, found in methods.items()
+    }
+    pairs = [(labels, ours, theirs) for labels in arms for ours, theirs in COMPARISONS]
+    tested = differences(values, [(f"{labels}: {ours}", f"{labels}: {theirs}") for labels, ours, theirs in pairs])
+    return [
+        asdict(named) | {"labels": labels, "verdict": verdict(named)}
+        for (labels, ours, theirs), difference in zip(pairs, tested, strict=True)
+        for named in [replace(difference, name=ours, against=theirs)]
+    ]
+
+
+@click.command()
+@click.option("--seeds", type=click.IntRange(2), default=5, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes of one thread each.")
+@click.option("--quick", is_flag=True, help="A smoke run on few images; prints, and writes nothing.")
+@click.option("--repeat", type=click.IntRange(1), default=1, hidden=True)
+def main(seeds: int, epochs: int, precision: str, workers: int, quick: bool, repeat: int) -> None:  # noqa: ARG001
+    """Measure, and write results/evidence_pruning.json."""
+    images()  # fetched before several processes would
+    rows, keep = 60_000, KEEP
+    if quick:
+        seeds, epochs, rows, keep = 2, 2, 1280, None
+    jobs = [(labels, seed) for seed in range(seeds) for labels in NOISE]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {job: pool.submit(train_all, *job, epochs, precision, rows, keep) for job in jobs}
+        done = {job: future.result() for job, future in waiting.items()}
+    arms: dict[str, dict[str, Any]] = {}
+    for labels in NOISE:
+        runs = {name: [done[labels, seed][name] for seed in range(seeds)] for name in ARMS}
+        arms[labels] = {name: summary(runs[name], runs["full"]) for name in ARMS}
+    results = {
+        "labels": arms,
+        "comparisons": compared(arms),
+        "seeds": seeds,
+        "epochs": epochs,
+        "batch": BATCH,
+        "ceiling": CEILING,
+        "precision": precision,
+    }
+    measure.finish("evidence_pruning", results, not quick)
+
+
+if __name__ == "__main__":
+    main()
