@@ -357,6 +357,18 @@ def test_seta_saves_samples():
     assert 400 < pruned.samples_seen < 1400
 
 
+@pytest.mark.parametrize(("sampler", "seen"), [("random", 200 + 7 * 140), ("seta", None), ("infobatch", None)])
+def test_a_ceiling_leaves_the_highest_losses_out_after_the_first_epoch(tmp_path, sampler, seen):
+    config = replace(CONFIG, sampler=sampler, epochs=8, ceiling=0.3, weights="uniform")
+    result = fit(SAMPLES, WEIGHTS * 0 + 1, None, config, tmp_path)
+    assert seen in (None, result.samples_seen)
+    with pa.ipc.open_file(result.ledger) as reader:
+        ledger = reader.read_all().to_pydict()
+    once = [loss for loss, count in zip(ledger["loss_last"], ledger["seen"], strict=True) if count == 1]
+    assert len(once) >= 40
+    assert np.mean(once) > np.mean(ledger["loss_last"])
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -367,6 +379,8 @@ def test_seta_saves_samples():
         ({"config": {"lr": 0.0}}, RecipeError),
         ({"config": {"lr": float("nan")}}, RecipeError),
         ({"config": {"sampler": "full", "prune_ratio": 0.5}}, RecipeError),
+        ({"config": {"sampler": "full", "ceiling": 0.1}}, RecipeError),
+        ({"config": {"ceiling": 1.0}}, RecipeError),
         ({"texts": []}, DataError),
         ({"labels": LABELS[:5]}, DataError),
         ({"labels": LABELS - 1}, DataError),

@@ -1,6 +1,7 @@
 import functools
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamis.errors import DataError, RecipeError
-from tamis.selectors.dynamic import hard_batches, hard_first, infobatch, kmeans_1d, random, seta, seta_window
+from tamis.selectors.dynamic import (
+    hard_batches,
+    hard_first,
+    infobatch,
+    kmeans_1d,
+    random,
+    seta,
+    seta_window,
+    with_ceiling,
+)
 
 losses = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=12)
 
@@ -274,9 +284,9 @@ def test_seta_thins_uniformly_before_the_window_and_in_the_last_epochs():
     assert plans[0].indices.max() < plans[5].indices.min() + 60
 
 
-@given(st.integers(1, 60), st.integers(0, 11), st.floats(0, 0.9), st.integers(0, 2**32))
+@given(st.integers(1, 60), st.integers(0, 11), st.floats(0, 0.9), st.sampled_from([0.0, 0.3]), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_every_policy_gives_a_plan_of_the_documented_form(n, epoch, prune_ratio, seed):
+def test_every_policy_gives_a_plan_of_the_documented_form(n, epoch, prune_ratio, ceiling, seed):
     rng = np.random.default_rng(seed)
     seen = rng.integers(0, 3, n)
     scores = np.where(seen > 0, rng.exponential(size=n), np.nan)
@@ -288,8 +298,9 @@ def test_every_policy_gives_a_plan_of_the_documented_form(n, epoch, prune_ratio,
         (hard_first, {"epochs": 12, "prune_ratio": prune_ratio}),
         (hard_batches, {"batch_size": 7, "keep": 1 - prune_ratio}),
     ):
-        plan = policy(scores, seen, epoch, np.random.default_rng(seed), **options)
-        again = policy(scores, seen, epoch, np.random.default_rng(seed), **options)
+        policy = with_ceiling(functools.partial(policy, **options), ceiling)
+        plan = policy(scores, seen, epoch, np.random.default_rng(seed))
+        again = policy(scores, seen, epoch, np.random.default_rng(seed))
         np.testing.assert_array_equal(plan.indices, again.indices)
         np.testing.assert_array_equal(plan.weights, again.weights)
         assert plan.indices.dtype == np.int64
@@ -393,3 +404,63 @@ def test_seta_refuses(options, error):
     scores = np.array(options.pop("scores", [1.0, 2.0]))
     with pytest.raises(error):
         seta(scores, np.ones(2, int), 0, np.random.default_rng(0), **options)
+
+
+def below(scores, seen, ceiling):
+    """Which samples a ceiling leaves, one after the other."""
+    known = [i for i in range(len(scores)) if seen[i] > 0 and not math.isnan(scores[i])]
+    highest_first = sorted(known, key=lambda i: (-scores[i], -i))  # of equal losses the last is the first to go
+    left_out = set(highest_first[: int(Fraction(str(ceiling)) * len(known))])
+    return [i for i in range(len(scores)) if i not in left_out]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.5, 1.0, 2.0, 7.0, math.nan]), st.integers(0, 2)), min_size=1, max_size=30
+    ),
+    st.sampled_from([0.1, 0.29, 0.3, 0.5, 0.7, 0.9]),
+    st.integers(0, 7),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_ceiling_is_the_same_policy_without_the_highest_losses(history, ceiling, epoch):
+    scores, seen = np.array([score for score, _ in history]), np.array([count for _, count in history])
+    rows = np.array(below(scores, seen, ceiling))
+    for policy in (
+        functools.partial(seta, epochs=8, num_group=3, prune_ratio=0.2),
+        functools.partial(infobatch, epochs=8),
+        functools.partial(random, prune_ratio=0.0),
+        functools.partial(hard_first, epochs=8),
+        functools.partial(hard_batches, batch_size=4),
+    ):
+        plan = with_ceiling(policy, ceiling)(scores, seen, epoch, np.random.default_rng(3))
+        expected = policy(scores[rows], seen[rows], epoch, np.random.default_rng(3))
+        assert plan.indices.tolist() == rows[expected.indices].tolist()
+        assert plan.indices.dtype == np.int64
+        assert plan.weights.tolist() == expected.weights.tolist()
+        assert (plan.groups, plan.ordered) == (expected.groups, expected.ordered)
+
+
+def test_a_ceiling_holds_in_the_last_epochs_and_never_for_what_was_not_seen():
+    scores, seen = np.array([9.0, 0.1, 5.0, np.nan, 5.0, 0.3]), np.array([0, 1, 1, 0, 1, 1])
+    for policy in (functools.partial(seta, epochs=8, num_group=2), functools.partial(infobatch, epochs=8)):
+        capped = with_ceiling(policy, 0.25)
+        assert capped(scores, seen, 7, np.random.default_rng(0)).indices.tolist() == [0, 1, 2, 3, 5]
+        nothing = capped(scores, np.zeros(6, int), 0, np.random.default_rng(0))
+        assert nothing.indices.tolist() == list(range(6))
+
+
+def test_no_ceiling_is_the_policy_itself():
+    assert with_ceiling(random, 0) is random
+
+
+@pytest.mark.parametrize("ceiling", [-0.1, 1.0, math.nan])
+def test_a_ceiling_out_of_range_is_refused(ceiling):
+    with pytest.raises(RecipeError, match=r"ceiling is .* it must be in \[0, 1\)"):
+        with_ceiling(random, ceiling)
+
+
+def test_a_ceiling_refuses_what_its_policy_refuses():
+    capped = with_ceiling(random, 0.5)
+    for scores, seen in (([1.0, np.inf], [1, 1]), ([1.0], [1, 1])):
+        with pytest.raises(DataError):
+            capped(np.array(scores), np.array(seen), 1, np.random.default_rng(0))

@@ -266,6 +266,7 @@ TRAIN_FIELDS = {
     "weight_decay": 0.1,
     "sampler": "full",
     "prune_ratio": 0.25,
+    "ceiling": 0.1,
     "weights": "upper",
     "r": 0.7,
     "clip": True,

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 import random as python_random
 import subprocess
@@ -54,6 +55,19 @@ def train(sampler, epochs, batch_size=8, first=0, on_step=None):
             if on_step is not None:
                 on_step(sampler)
     return batches
+
+
+@pytest.mark.parametrize("kind", [SeTaSampler, InfoBatchSampler])
+def test_a_ceiling_leaves_out_the_highest_losses_from_the_second_epoch_to_the_last(kind):
+    sampler = kind(N, epochs=8, seed=7, ceiling=0.1, epoch_size="pruned")
+    assert sorted(sampler) == list(range(N))
+    for epoch in range(8):
+        batches = train(sampler, epoch + 1, first=epoch)
+        highest = np.argsort(sampler.scores.frozen, kind="stable")[-5:]
+        assert epoch == 0 or set(highest.tolist()).isdisjoint(itertools.chain(*batches))
+    assert sampler.epoch_samples == 45
+    with pytest.raises(RecipeError, match="ceiling"):
+        kind(N, epochs=8, ceiling=1.0)
 
 
 def test_first_epoch_is_a_permutation_and_later_ones_follow_the_window():

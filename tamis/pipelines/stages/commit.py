@@ -70,6 +70,8 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe without paths: where things lay says nothing of the result, what they held is under digests."""
     dumped = recipe.model_dump(by_alias=True, mode="json")
     dumped["train"]["epochs"] = recipe.epochs
+    if not recipe.train.ceiling:
+        del dumped["train"]["ceiling"]  # a manifest of a recipe from before there was one is the same manifest
     del dumped["dataset"]["path"]
     for stage in dumped["stages"]:
         if "encoder" in stage:
