@@ -34,7 +34,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/stages.py
-	for question in facility_location_kernel facility_location_embeddings facility_location_sparse facility_location_scale ingenious_ranking objectives dbp_quotas certificate dynamic_plans dynamic_pruning semantic_dedup pipeline_scale vectors_scale estimates cluster_faiss embed_texts outside_encoder startup; do \
+	for question in facility_location_kernel facility_location_embeddings facility_location_sparse facility_location_scale ingenious_ranking objectives dbp_quotas certificate dynamic_plans evidence/pruning semantic_dedup pipeline_scale vectors_scale estimates cluster_faiss embed_texts outside_encoder startup; do \
 	  $(BIN)/python benchmarks/$$question.py || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 

@@ -5,12 +5,14 @@ A table stands between two marks, and a page without the marks goes without the 
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS, EVIDENCE = (ROOT / "benchmarks" / folder for folder in ("results", "evidence"))
 # Of these the engine's table starts with; other results with aims follow by name.
 ENGINE_FIRST = (
     "facility_location_kernel",
@@ -142,24 +144,12 @@ def _certificates(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def pruning_table(results: dict[str, Any]) -> str:
-    """The table of benchmarks/dynamic_pruning.py."""
-    lines = [
-        f"Fashion-MNIST, 60,000 images, a small convolutional network, {results['epochs']} epochs, "
-        f"{results['seeds']} seeds, {results['device']}; accuracy on the test images with its 95 % interval, and "
-        "what was saved of the full training's samples and of its time.",
-        "",
-        "| labels | method | accuracy | in the full training's interval | samples saved | time saved |",
-        "|---|---|---:|---|---:|---:|",
-    ]
-    for labels, methods in sorted(results["labels"].items(), reverse=True):
-        lines += [
-            f"| {labels} | {name} | {100 * found['accuracy']:.2f} % ± "
-            f"{100 * found['half_interval']:.2f} | {'yes' if found['within_full'] else 'no'} "
-            f"| {100 * found['saved']:.0f} % | {100 * (1 - found['time']):.0f} % |"
-            for name, found in sorted(methods.items(), key=lambda item: -item[1]["accuracy"])
-        ]
-    return "\n".join(lines)
+def evidence(name: str, results: dict[str, Any]) -> str:
+    """What benchmarks/evidence/<name>.py makes of its results, by its function `tables`."""
+    if str(EVIDENCE) not in sys.path:
+        sys.path.insert(0, str(EVIDENCE))
+    tables: str = importlib.import_module(name).tables(results)
+    return tables
 
 
 def between(readme: str, mark: str, content: str) -> str:
@@ -182,8 +172,10 @@ def written(readme: str, results: dict[str, Any], others: dict[str, dict[str, An
     others = stored() if others is None else others
     readme = between(between(readme, "stages", table(results)), "engine", engine_table(others))
     readme = between(readme, "headlines", headlines(others))
-    if "dynamic_pruning" in others:
-        readme = between(readme, "pruning", pruning_table(others["dynamic_pruning"]))
+    for stem in others:
+        name = stem.removeprefix("evidence_")
+        if name != stem and begin(name) in readme:  # their scripts import what trains
+            readme = between(readme, name, evidence(name, others[stem]))
     return readme
 
 

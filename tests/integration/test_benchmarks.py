@@ -2,6 +2,7 @@
 
 import gzip
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -340,6 +341,69 @@ def test_the_readme_says_what_the_certificates_say(module):
         "| gmm | 20,000 | 0.980 (0.400, 0.500) | 0.990 (0.300, 0.400) |",
     ]
     assert any("3 % of the time" in line for line in lines)
+
+
+@pytest.fixture
+def pruning(module, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS / "evidence")
+    return module("pruning")
+
+
+def test_the_quicker_network_is_the_same_function(pruning):
+    import torch
+
+    from tamis.training import Images, TrainConfig
+    from tamis.training.ranks import resolve
+
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (300, 1, 28, 28), dtype=np.uint8), np.arange(300) % 10
+    config, device, ranks = TrainConfig(epochs=1, seed=3, lr=0.01), torch.device("cpu"), resolve(None, None)
+    plain, quick = (kind(pixels, labels).learner(None, config, device, ranks) for kind in (Images, pruning.Pictures))
+    for _ in range(3):
+        both = [learner.outcome(Images(pixels, labels), np.arange(64)) for learner in (plain, quick)]
+        torch.testing.assert_close(both[1].logits, both[0].logits, rtol=1e-4, atol=1e-4)
+        for outcome in both:
+            outcome.losses.mean().backward()
+        for ours, theirs in zip(quick.model.parameters(), plain.model.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+        for learner in (plain, quick):
+            learner.update(0.01)
+
+
+def test_wrong_labels_are_as_many_as_asked_and_not_where_an_epoch_begins(pruning):
+    labels = np.arange(60_000) % 10
+    for seed in range(3):
+        wrong = np.flatnonzero(pruning.flipped(labels, 0.2, seed) != labels)
+        assert len(wrong) == 12_000
+        for epoch in range(8):  # as a sampler shuffles it
+            order = np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(60_000)
+            assert 0.18 < np.isin(order[:12_000], wrong).mean() < 0.22
+    np.testing.assert_array_equal(pruning.flipped(labels, 0.0, 0), labels)
+
+
+def test_every_arm_of_the_comparisons_is_trained_and_the_tables_have_all_of_them(pruning):
+    for name in itertools.chain(*pruning.COMPARISONS, (name.split(", as ")[-1] for name in pruning.ARMS)):
+        assert name in pruning.ARMS
+    rng = np.random.default_rng(0)
+
+    def runs(seconds):
+        return [{"seed": s, "accuracy": a, "samples": 50, "seconds": seconds} for s, a in enumerate(rng.random(3))]
+
+    full = runs(4.0)
+    arms = {name: pruning.summary(full if name == "full" else runs(2.0), full) for name in pruning.ARMS}
+    assert (arms["SeTa"]["time"], arms["SeTa"]["saved"], arms["full"]["time"]) == (0.5, 0.0, 1.0)
+    both = {"clean": arms, "20 % wrong": arms}
+    results = {"labels": both, "comparisons": pruning.compared(both), "seeds": 3, "epochs": 8, "ceiling": 0.1}
+    assert len(results["comparisons"]) == 2 * len(pruning.COMPARISONS)
+    first = results["comparisons"][0]
+    assert (first["name"], first["against"], first["labels"], first["together"]) == (
+        "SeTa", "full", "clean", 2 * len(pruning.COMPARISONS),
+    )  # fmt: skip
+    assert first["mean"] == pytest.approx(arms["SeTa"]["accuracy"] - arms["full"]["accuracy"])
+    lines = pruning.tables(results | {"precision": "float32"}).splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == 2 * (2 + len(arms)) + 2 + 2 * len(
+        pruning.COMPARISONS
+    )
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="the texts ship inside Debian packages")

@@ -276,6 +276,8 @@ def test_the_recipes_own_pruning_wins_over_the_schedules():
         section = {"model": "text", "sampler": "seta", "prune_ratio": given, "epochs": 4, "lr": None}
         config = planned(SimpleNamespace(record={"recipe": {"train": section}, "schedule": schedule}))
         assert (config.prune_ratio, config.num_group, config.delta, config.rule) == (expected, 3, 0.8, "code")
+    ceiling = planned(SimpleNamespace(record={"recipe": {"train": section | {"ceiling": 0.1}}, "schedule": schedule}))
+    assert (config.ceiling, ceiling.ceiling) == (0.0, 0.1)
     assert planned(SimpleNamespace(record={"recipe": {}, "schedule": None})).epochs == 12
 
 

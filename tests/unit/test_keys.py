@@ -20,6 +20,7 @@ from tamis.pipelines.node import make_node
 from tamis.pipelines.plan import make_plan
 from tamis.pipelines.recipe import DatasetConfig, Recipe, StageConfig, TrainSection, load_recipe
 from tamis.pipelines.sources import SourceFile
+from tamis.pipelines.stages.commit import portable_recipe
 
 SOURCES = (
     SourceFile("a.parquet", "/data/a.parquet", "parquet", 1000, "a" * 64, 100, ("id", "text", "label", "v", "i", "t")),
@@ -327,6 +328,14 @@ def test_name_and_training_are_in_the_record_alone(folder, update):
     old, new = keys(recipe_of(SEEDED), folder), keys(recipe_of(SEEDED, **update), folder)
     assert changed(old, new) == set()
     assert commit_key(old) != commit_key(new)
+
+
+def test_a_ceiling_of_nothing_is_not_in_the_record(folder):
+    old, new = (keys(recipe_of(SEEDED, train=train), folder) for train in ({}, {"ceiling": 0.0}))
+    assert commit_key(old) == commit_key(new)
+    for ceiling, recorded in ((0.0, False), (0.1, True)):
+        recipe = load_recipe(recipe_of(SEEDED, train={"ceiling": ceiling}))[0]
+        assert ("ceiling" in portable_recipe(recipe)["train"]) == recorded
 
 
 def test_every_training_field_is_above():
