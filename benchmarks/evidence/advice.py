@@ -20,7 +20,8 @@ import click
 import numpy as np
 import selection  # first: it sets one thread a library before they load
 import sets
-from selection import CACHE, Families, _measure, pool_of, write_pool
+from _beside import measure as _measure
+from selection import CACHE, Families, pool_of, write_pool
 
 import tamis
 

@@ -37,9 +37,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sets
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import _measure
+from _beside import ROOT
+from _beside import measure as _measure
 
 import tamis
 from tamis.errors import RecipeError
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
 POOL_ROWS, POOL_SHARE, TEST_ROWS, DRAWS = 5000, 0.8, 2500, 2
 BUDGETS = (0.01, 0.05, 0.1, 0.25, 0.5)
 LEVEL = 0.05
-CACHE = _measure.ROOT / ".cache" / "evidence"
+CACHE = ROOT / ".cache" / "evidence"
 
 DEDUP, SCORE = {"kind": "dedup", "eps": 0.05}, {"kind": "score", "method": "proxy", "min_accuracy": 0.0}
 COVER: dict[str, Any] = {"kind": "select", "method": "facility_location", "random_beyond": 0.1}

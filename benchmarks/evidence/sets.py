@@ -9,16 +9,12 @@ another class; the test's are not.
 from __future__ import annotations
 
 import csv
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "data_manifests"))
-import fetch
+from _beside import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 import sets
-from selection import BUDGETS, DRAWS, TEST_ROWS, Families, _measure, pool_of
+from _beside import measure as _measure
+from selection import BUDGETS, DRAWS, TEST_ROWS, Families, pool_of
 
 from tamis.embeddings.encoders import Lsa
 from tamis.selectors import (
