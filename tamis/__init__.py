@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tamis.advice.advise import Advice, advise
     from tamis.manifests.reader import Manifest, open_manifest
     from tamis.pipelines.recipe import Recipe, load_recipe
     from tamis.pipelines.run import Run, run
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Advice": "tamis.advice.advise",
     "InfoBatchSampler": "tamis.training.samplers",
     "IngeniousSampler": "tamis.training.samplers",
     "Manifest": "tamis.manifests.reader",
@@ -31,6 +33,7 @@ _HOMES = {
     "Run": "tamis.pipelines.run",
     "SeTaSampler": "tamis.training.samplers",
     "WithIndex": "tamis.training.data",
+    "advise": "tamis.advice.advise",
     "compare": "tamis.training.compare",
     "load_recipe": "tamis.pipelines.recipe",
     "open_manifest": "tamis.manifests.reader",
@@ -39,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Advice",
     "InfoBatchSampler",
     "IngeniousSampler",
     "Manifest",
@@ -47,6 +51,7 @@ __all__ = [
     "Run",
     "SeTaSampler",
     "WithIndex",
+    "advise",
     "compare",
     "load_recipe",
     "open_manifest",

@@ -79,9 +79,17 @@ class LockedError(TamisError):
 
 
 class StoppedError(TamisError):
-    """The run was stopped by a signal; it resumes where it was (exit 130)."""
+    """It was stopped by a signal (exit 130).
+
+    Attributes:
+        resumes: Whether the same command goes on from there.
+    """
 
     exit_code = 130
+
+    def __init__(self, message: str, resumes: bool = True) -> None:
+        super().__init__(message)
+        self.resumes = resumes
 
 
 def first_of(values: Iterable[object], most: int = 10) -> str:

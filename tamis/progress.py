@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tamis.advice.trial import Step as Trial
     from tamis.training.arms import Step as Training
     from tamis.training.trainer import Progress as Step
 
@@ -148,3 +149,14 @@ class ComparisonProgress(_Bar):
         how = "begins" if step.trained is None else f"{step.trained.value:.4f} in {step.trained.seconds:.1f} s"
         line = f"training {step.done} of {step.total}: {training}: {'was there already' if step.kept else how}"
         self.show("there already" if step.kept else training, step.done, step.total, line)
+
+
+class AdviceProgress(_Bar):
+    """Follows the trials of candidates."""
+
+    def __init__(self) -> None:
+        super().__init__("trials")
+
+    def on_step(self, step: Trial) -> None:
+        """Show what is tried."""
+        self.show(f"split {step.split}, {step.name}" if self._rich else f"split {step.split}", step.done, step.total)

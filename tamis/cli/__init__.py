@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from tamis import __version__
+from tamis.cli.advise import advise
 from tamis.cli.compare import compare
 from tamis.cli.dedup import dedup_threshold
 from tamis.cli.diff import diff
@@ -29,6 +30,7 @@ def main() -> None:
 
     \b
     tamis init train.parquet                  look at a dataset and write a first recipe
+    tamis advise train.parquet --budget 0.1   try recipes on it, and recommend one
     tamis run recipe.yaml --out runs/first    embed, deduplicate, score, select, commit a manifest
     tamis report runs/first                   what was kept, what was dropped and why, as a page
     tamis compare runs/first                  is it better than random rows?
@@ -40,6 +42,7 @@ def main() -> None:
 
 for _verb, _what in (
     (init, "Look at a dataset and write a first recipe."),
+    (advise, "Try recipes, and recommend one."),
     (recipes, "List the shipped recipes, or explain every key."),
     (validate, "Check a recipe and its dataset's columns."),
     (plan, "What a run would do, and what it would take."),

@@ -53,11 +53,11 @@ def errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except TamisError as error:
-            code, message = error.exit_code, inert(str(error))
+            code, message, resumes = error.exit_code, inert(str(error)), getattr(error, "resumes", False)
         except KeyboardInterrupt:
-            code, message = StoppedError.exit_code, "stopped; the same command goes on from there"
+            code, message, resumes = StoppedError.exit_code, "stopped; the same command goes on from there", True
         click.echo(f"tamis: {message}", err=True)
-        if code == StoppedError.exit_code:
+        if resumes:
             click.echo(f"to go on: {shlex.join(['tamis', *sys.argv[1:]])}", err=True)
         sys.exit(code)
 

@@ -17,7 +17,7 @@ from tamis.pipelines.sources import SourceFile, is_of_role, read_rows, resolve, 
 from tamis.pipelines.stages import ingest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _SAMPLED_ROWS = 512  # of the largest file: what columns are judged by
 _SAMPLES = 8  # places that they are from: data may be sorted
@@ -111,6 +111,22 @@ def guess(data: str) -> Guess:
         classes = ()
     rows = sum(source.rows for source in sources)
     return Guess(sources, fields, tuple(why), rows, looked.rows, looked.bad, looked.different, classes)
+
+
+def look_at(data: str, fields: Mapping[str, str]) -> Guess:
+    """Look at a dataset of which it is known which columns mean what.
+
+    Args:
+        data: As a recipe's dataset.path.
+        fields: Role -> column.
+
+    Raises:
+        DataError: It cannot be read, or lacks a column.
+    """
+    sources = tuple(scan(found) for found in resolve(data))
+    looked = _look(sources, dict(fields))
+    rows = sum(source.rows for source in sources)
+    return Guess(sources, dict(fields), (), rows, looked.rows, looked.bad, looked.different, looked.classes)
 
 
 def _sample(sources: Sequence[SourceFile], shared: list[str]) -> tuple[pa.Table, int]:

@@ -42,8 +42,12 @@ def _refuse_foreign(stage: Any, fields: tuple[str, ...]) -> None:
         raise ValueError(f"{', '.join(foreign)} does not belong to {owner}")
 
 
-def _is_amount(value: object) -> object:
-    """Accept a fraction (float in (0, 1]) or a count (int >= 1); refuse everything that only looks like one."""
+def is_amount(value: object) -> object:
+    """Accept a fraction (float in (0, 1]) or a count (int >= 1); refuse everything that only looks like one.
+
+    Raises:
+        ValueError: It is neither.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not an amount: give a fraction such as 0.25 or a count such as 1000")
     if isinstance(value, float) and not (math.isfinite(value) and 0 < value <= 1):
@@ -56,7 +60,7 @@ def _is_amount(value: object) -> object:
 def _is_budget(value: object) -> object:
     """Accept an amount of rows, or a whole number of tokens or of bytes."""
     if not isinstance(value, Mapping):
-        return _is_amount(value)
+        return is_amount(value)
     (unit, amount), *others = value.items() or [(None, None)]
     if others or unit not in _UNITS or isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
         raise ValueError(
@@ -74,7 +78,7 @@ def _are_shares(value: object, info: ValidationInfo) -> object:
         raise ValueError(f"{value!r} is no mapping from names to amounts: write {{NAME: 0.5, OTHER: 0.25}}")
     for name, amount in value.items():
         try:
-            _is_amount(amount)
+            is_amount(amount)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; given {dict(value)!r}") from error
     if info.data.get("per") is None:
@@ -349,7 +353,7 @@ class PruneConfig(_Frozen):
     drop_highest: Fraction = Field(0.0, description="loss: fraction with the highest losses to drop.")
     drop_lowest: Fraction = Field(0.0, description="loss: fraction with the lowest losses to drop.")
 
-    _amount = field_validator("keep", mode="before")(_is_amount)
+    _amount = field_validator("keep", mode="before")(is_amount)
 
     @model_validator(mode="after")
     def _fits_method(self) -> PruneConfig:

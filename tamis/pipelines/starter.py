@@ -6,15 +6,20 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tamis.errors import OutputError
 from tamis.manifests.atomic import write_once
 from tamis.pipelines.guess import Guess, guess
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
+
+    Step = tuple[Sequence[str], Mapping[str, object]]
 
 _BUDGET = 0.25
 _COVERED = 0.1  # see docs/evidence.md
@@ -38,41 +43,71 @@ def write_starter(data: str, out: Path) -> Guess:
         DataError: The dataset cannot be read, or no column holds samples.
         OutputError: There is something at `out`, or it cannot be written.
     """
-    refused = OutputError(f"{out} exists and is not overwritten: choose another --out, or remove it first")
-    if os.path.lexists(out):
-        raise refused
+    check_free(out)
     found = guess(data)
-    path = data if Path(data).is_absolute() else os.path.relpath(data, out.parent)
-    text = starter(found, path)
-    _check(text, data)
-    if not write_once(out, text.encode()):
-        raise refused
+    path = from_folder(data, out.parent)
+    about = [f"A first recipe for {_printable(Path(path).name or path)}, by tamis init."]
+    write_recipe(out, recipe_text(found, path, about, _stages(found)), data)
     return found
 
 
-def _check(text: str, data: str) -> None:
-    """Plan the recipe: what is written must be valid."""
+def check_free(out: Path) -> None:
+    """Refuse to overwrite.
+
+    Raises:
+        OutputError: There is something at `out`.
+    """
+    if os.path.lexists(out):
+        raise OutputError(f"{out} exists and is not overwritten: choose another --out, or remove it first")
+
+
+def from_folder(path: str, folder: Path) -> str:
+    """A path as a recipe in a folder has it: a relative one from there on."""
+    return path if Path(path).is_absolute() else os.path.relpath(path, folder)
+
+
+def write_recipe(out: Path, text: str, data: str) -> None:
+    """Write a recipe that was planned: what is written must be valid.
+
+    Args:
+        out: Where to; there must be nothing of that name.
+        text: The recipe.
+        data: Its dataset, from the current folder on.
+
+    Raises:
+        RecipeError: It is not valid.
+        DataError: Not for this dataset.
+        OutputError: There is something at `out`, or it cannot be written.
+    """
     from tamis.pipelines.run import plan_run
     from tamis.pipelines.strict_yaml import load_recipe_text
 
     raw, _ = load_recipe_text(text, "the new recipe")
     plan_run({**raw, "dataset": {**raw["dataset"], "path": data}}, Path(".tamis").resolve())
+    if not write_once(out, text.encode()):
+        check_free(out)
 
 
-def starter(found: Guess, path: str) -> str:
-    """The recipe's text.
+def recipe_text(
+    found: Guess, path: str, about: Sequence[str], stages: Sequence[Step], others: Mapping[str, object] | None = None
+) -> str:
+    """A recipe's text.
 
     Args:
-        found: What the dataset seems to be.
+        found: What the dataset is.
         path: Where it lies, from the recipe's folder on.
+        about: What the recipe is, in lines.
+        stages: Each with lines on what it is for.
+        others: The recipe's keys beside dataset and stages; by default those that suit the dataset.
     """
+    own = dict(_others(found, path) if others is None else others)
+    train = own.pop("train", None)
     lines = [
-        f"# A first recipe for {_printable(Path(path).name or path)}, by tamis init.",
+        *(f"# {line}" for line in about),
         f"# {found.rows:,} rows in {len(found.sources):,} file(s). See what it would do, and what that takes:",
         "#   tamis plan RECIPE --out runs/first",
         "# `tamis recipes --keys` explains every key, `tamis recipes` lists other recipes.",
-        f"name: {_name(path)}",
-        "seed: 17",
+        *(f"{key}: {_value(value)}" for key, value in own.items()),
         "dataset:",
         *_commented(
             {role: _word(column) for role, column in ({"path": path} | found.fields).items()},
@@ -90,34 +125,37 @@ def starter(found: Guess, path: str) -> str:
     ]
     if "id" not in found.fields:
         lines.append("  # id: COLUMN       # without one the hash of a row's content is its id")
-    if found.bad:
+    if found.bad and "max_bad_fraction" not in own:
         share = math.ceil(2000 * found.bad / found.looked) / 1000
         lines += [
             f"# {found.bad:,} of the first {found.looked:,} rows are empty or broken: a run sets such rows aside.",
             f"max_bad_fraction: {min(1.0, share)}",
         ]
     lines.append("stages:")
-    for comment, stage in _stages(found):
-        lines += [f"  # {line}" for line in comment] + [f"  - {_flow(stage)}"]
-    train = _train(found)
+    for comment, stage in stages:
+        lines += [f"  # {line}" for line in comment] + [f"  - {_value(stage)}"]
     if train:
         lines.append("# For `tamis train runs/first`, after the run.")
-        if train["sampler"] == "full":
+        if train == _train(found) and train["sampler"] == "full":
             lines += [
                 "# sampler: seta sees fewer samples, by their difficulty, and wants more epochs on few rows;",
                 "# `tamis compare --as-recipe --budget epochs` tells what that is worth.",
             ]
-        lines.append(f"train: {_flow(train)}")
+        lines.append(f"train: {_value(train)}")
     return "\n".join(lines) + "\n"
 
 
-def _stages(found: Guess) -> list[tuple[list[str], dict[str, object]]]:
+def _others(found: Guess, path: str) -> dict[str, object]:
+    return {"name": _name(path), "seed": 17, "train": _train(found)}
+
+
+def _stages(found: Guess) -> list[Step]:
     fields, classes = found.fields, found.classes
-    encoder, about = _encoder(fields)
+    encoder, about = encoder_for(fields)
     good = max(1, found.looked - found.bad)
     # Of the dataset, and copies are dropped before.
     budget = min(_BUDGET, max(0.001, math.floor(500 * found.different / good) / 1000))
-    stages: list[tuple[list[str], dict[str, object]]] = [
+    stages: list[Step] = [
         (about, {"kind": "embed", "encoder": encoder}),
         (
             [
@@ -158,7 +196,8 @@ def _stages(found: Guess) -> list[tuple[list[str], dict[str, object]]]:
     return stages
 
 
-def _encoder(fields: Mapping[str, str]) -> tuple[str, list[str]]:
+def encoder_for(fields: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The encoder of a first recipe, by what the dataset has, with lines on it."""
     if "vectors" in fields:
         return "vectors", ["The vectors that the dataset has."]
     if "text" in fields:
@@ -200,8 +239,15 @@ def _commented(values: Mapping[str, str], comments: Mapping[str, str]) -> list[s
     return [f"  {f'{key}: {value}':<{min(width, 40)}}  # {comments[key]}" for key, value in values.items()]
 
 
-def _flow(stage: Mapping[str, object]) -> str:
-    return "{" + ", ".join(f"{key}: {value}" for key, value in stage.items()) + "}"
+def _value(value: object) -> str:
+    """A value as YAML has it, in one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, float):
+        return np.format_float_positional(value, trim="0")  # never as 1e-05, which YAML takes for a word
+    return _word(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _word(text: str) -> str:

@@ -13,6 +13,8 @@ from tamis.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy.typing as npt
+
 LEVEL = 0.05
 FEWEST_SEEDS = 3
 """With fewer, a verdict says nothing."""
@@ -41,28 +43,45 @@ class Difference:
     seeds: int
 
 
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half the width of a mean's 95 % confidence interval, by the t-distribution; None for a single value."""
-    from scipy import stats
+def half_interval(values: npt.ArrayLike, overlap: float = 0.0) -> float | None:
+    """Half the width of a mean's 95 % confidence interval, by the t-distribution; None for a single value.
 
-    if len(values) < 2:
-        return None
-    return float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
-def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Two-sided p-value of the paired t-test that two lists of at least 2 values have the same mean.
-
-    Equal differences for every seed give 0 (or 1, if they are all zero).
+    Args:
+        values: One a seed, or one a split.
+        overlap: As for `paired_p`.
     """
     from scipy import stats
 
-    differences = np.subtract(ours, theirs)
-    spread = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+    found = np.asarray(values, np.float64)
+    if len(found) < 2:
+        return None
+    return float(stats.t.ppf(1 - LEVEL / 2, len(found) - 1) * _error(found, overlap))
+
+
+def paired_p(ours: npt.ArrayLike, theirs: npt.ArrayLike, overlap: float = 0.0) -> float:
+    """Two-sided p-value of the paired t-test that two lists of at least 2 values have the same mean.
+
+    Equal differences for every seed give 0 (or 1, if they are all zero).
+
+    Args:
+        ours: One value a seed, or one a split of the same data.
+        theirs: Likewise.
+        overlap: Where values are of splits that share rows, the rows measured on for each that is trained on: the
+            corrected resampled t-test (Nadeau and Bengio, Machine Learning 52, 2003, equation 6).
+    """
+    from scipy import stats
+
+    differences = np.asarray(np.subtract(ours, theirs), np.float64)
+    spread = _error(differences, overlap)
     mean = float(np.mean(differences))
     if spread <= 1e-12 * abs(mean):
         return 0.0 if mean else 1.0
     return float(2 * stats.t.sf(abs(mean) / spread, len(differences) - 1))
+
+
+def _error(values: npt.NDArray[np.float64], overlap: float) -> float:
+    """The standard error of a mean; values of splits that overlap vary too little for it, by what they share."""
+    return float(np.std(values, ddof=1)) * math.sqrt(1 / len(values) + overlap)
 
 
 def holm(p: Sequence[float]) -> list[float]:
