@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tamis.advice.trial import Step as Trial
+    from tamis.pipelines.guess import Guess
     from tamis.training.arms import Step as Training
     from tamis.training.trainer import Progress as Step
 
@@ -156,6 +157,11 @@ class AdviceProgress(_Bar):
 
     def __init__(self) -> None:
         super().__init__("trials")
+
+    def on_found(self, found: Guess) -> None:
+        """Say how the columns were understood."""
+        for line in found.why:
+            self.say(line)
 
     def on_step(self, step: Trial) -> None:
         """Show what is tried."""

@@ -25,6 +25,8 @@ from tamis.pipelines.starter import check_free, encoder_for, from_folder, recipe
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tamis.pipelines.guess import Guess
+
 MOST_SPLITS = 2 * FOLDS
 TIME_LIMIT = 300.0
 ROWS = 20_000
@@ -99,6 +101,7 @@ def advise(
     rows: int = ROWS,
     seed: int = 0,
     out: str | Path | None = None,
+    on_found: Callable[[Guess], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Advice:
     """Try candidate recipes on a part of the labelled data, measure them on another, and recommend one.
@@ -117,6 +120,7 @@ def advise(
         rows: How many are tried at most, drawn at random.
         seed: Of all draws.
         out: Where the recommended recipe is written; there must be nothing of that name.
+        on_found: Called with what the dataset is, before anything is tried.
         on_step: Called before each trial.
 
     Raises:
@@ -132,6 +136,8 @@ def advise(
     if target is not None:
         check_free(target)
     given = read_given(str(data))
+    if on_found is not None:
+        on_found(given.found)
     total = given.found.rows
     if isinstance(budget, int) and budget > total:
         raise RecipeError(f"the budget is {budget:,} rows, and {given.data} has {total:,}; give less, or a fraction")
@@ -180,7 +186,7 @@ def _check(budget: float, limits: Limits) -> None:
 
 def _judged(measured: Measured, tried: Sequence[Candidate]) -> list[Judged]:
     """The tested candidates' gains over stratified random rows; none where there are too few splits."""
-    if len(measured.splits) < FEWEST_SPLITS or STRATIFIED.name in measured.failed:
+    if len(measured.splits) < FEWEST_SPLITS:
         return []
     gains = {
         candidate.name: {
@@ -234,7 +240,7 @@ def _sentence(
             f"{limits.seconds:g} s; give a longer --time-limit, or fewer --rows."
         )
     if not judged:
-        return "Take stratified: no other candidate ran."
+        return "Take stratified: nothing else was tried that ran."
     leader = max(judged, key=lambda one: one.mean)
     return (
         f"Take stratified: nothing is clearly better in {count} splits. The highest was {leader.name}, "

@@ -213,6 +213,8 @@ def try_all(
         try:
             kept = [split.pool[_select(section, stages, seed + draw, place)] for draw in range(draws)]
         except (RecipeError, DataError) as error:
+            if candidate == STRATIFIED:  # without it there is nothing to measure by
+                raise
             failed[candidate.name] = str(error)
             continue
         found = [accuracies(survey.proxies, survey.X, survey.labels, rows, split.test) for rows in kept]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from tamis.cli.common import JSON, errors, print_facts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_WIDTH = 79
 
 
 @click.command()
@@ -55,10 +58,9 @@ def advise(
             rows=rows,
             seed=seed,
             out=out,
+            on_found=progress.on_found,
             on_step=progress.on_step,
         )
-    for line in advice.why:
-        click.echo(line, err=True)
     print_facts(advice.facts, as_json, show_advice)
 
 
@@ -76,14 +78,19 @@ def _amount(text: str) -> float:
 
 def show_advice(facts: Mapping[str, Any]) -> str:
     """The table of the candidates with the recommendation, as text."""
-    lines = []
+    lines, reasons = [], []
     if facts["splits"]:
         width = max(len("candidate"), *(len(one["name"]) for one in facts["tried"]))
         lines.append(f"{'candidate':<{width}} {'accuracy':>9}  {'gain, 95 % interval':<24} verdict")
         for one in facts["tried"]:
             accuracy = "" if one["accuracy"] is None else f"{100 * one['accuracy']:.1f} %"
-            lines.append(f"{one['name']:<{width}} {accuracy:>9}  {_gain(one['gain']):<24} {one['verdict']}")
-    lines += [facts["sentence"], *facts["notes"]]
+            verdict, _, reason = one["verdict"].partition(": ")
+            lines.append(f"{one['name']:<{width}} {accuracy:>9}  {_gain(one['gain']):<24} {verdict}")
+            if reason:
+                reasons.append(f"{one['name']} {verdict}: {reason}")
+    lines += [
+        textwrap.fill(line, _WIDTH, break_on_hyphens=False) for line in (*reasons, facts["sentence"], *facts["notes"])
+    ]
     if facts["recipe"] is not None:
         lines.append(f"{facts['recipe']}\nnext: tamis run {facts['recipe']} --out runs/advised")
     return "\n".join(lines)

@@ -52,13 +52,15 @@ def write_starter(data: str, out: Path) -> Guess:
 
 
 def check_free(out: Path) -> None:
-    """Refuse to overwrite.
+    """Refuse, before anything is computed, a recipe that cannot be written.
 
     Raises:
-        OutputError: There is something at `out`.
+        OutputError: There is something at `out`, or its folder is not there or cannot be written.
     """
     if os.path.lexists(out):
         raise OutputError(f"{out} exists and is not overwritten: choose another --out, or remove it first")
+    if not os.access(out.parent, os.W_OK) or not out.parent.is_dir():
+        raise OutputError(f"cannot write {out}: give a file in a folder that is there and can be written")
 
 
 def from_folder(path: str, folder: Path) -> str:
