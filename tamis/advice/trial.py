@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tamis.advice.candidates import RANDOM, STRATIFIED, Candidate, stages_of
+from tamis.advice.candidates import STRATIFIED, Candidate, stages_of
 from tamis.advice.proxies import accuracies
 from tamis.advice.splits import splits
 from tamis.advice.survey import survey
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Accuracies = dict[str, float]
 
 DRAWS = 5
-"""How often what draws at random is drawn in each split, so that its luck does not decide."""
+"""How often stratified random rows are drawn in each split, so that their luck does not decide."""
 FEWEST_ROWS = 100
 FEWEST_SPLITS = 3
 """With fewer, nothing is recommended but random rows."""
@@ -208,7 +208,7 @@ def try_all(
     failed: dict[str, str] = {}
     for number, candidate in enumerate(candidates):
         before(number, candidate)
-        draws = DRAWS if candidate in (STRATIFIED, RANDOM) else 1
+        draws = DRAWS if candidate == STRATIFIED else 1
         stages = stages_of(candidate, embed, budget)
         try:
             kept = [split.pool[_select(section, stages, seed + draw, place)] for draw in range(draws)]

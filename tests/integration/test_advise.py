@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -140,14 +141,15 @@ def test_vectors_alone(write):
     labels = rng.integers(0, 2, 120)
     vectors = (rng.normal(size=(120, 5)) + 3 * labels[:, None]).tolist()
     vectors[7] = None  # a bad row
-    advice = tamis.advise(write({"vector": vectors, "label": [f"c{c}" for c in labels]}), budget=0.2, splits=3)
+    rows = write({"vector": vectors, "label": [f"c{c}" for c in labels]})
+    advice = tamis.advise(rows, budget=0.2, splits=3, candidates=["label-free"])
     assert advice.families == ("linear SVM", "nearest neighbours")
     assert (advice.rows, advice.rows_tried) == (120, 119)
-    assert advice.tried[0].accuracy > 0.9
+    assert advice.tried[0].accuracy > 0.8
 
 
 def test_a_candidate_that_cannot_run_says_why(write, cli):
-    result = cli("advise", write(made(120)), "--budget", "0.95", "--splits", "3")
+    result = cli("advise", write(made(120)), "--budget", "0.95", "--splits", "3", "--candidates", "noise-aware")
     assert result.exit_code == 0, result.stderr
     assert "noise-aware did not run: select.budget 0.95 of" in " ".join(result.stdout.split())
     assert "Take stratified" in result.stdout
@@ -166,7 +168,7 @@ def test_without_labels(write, make_columns, cli, tmp_path):
 @pytest.mark.parametrize("seconds", [0.001, 1.5])
 def test_too_little_time(write, seconds, monkeypatch):
     """Either it ends while the rows are read, or it is seen after the first split that three will not fit."""
-    monkeypatch.setattr(trial, "try_all", lambda *arguments: (trial.time.sleep(1.0), ({}, {}))[1])
+    monkeypatch.setattr(trial, "try_all", lambda *_: (time.sleep(1.0), ({}, {}))[1])
     advice = tamis.advise(write(made(120)), budget=0.2, time_limit=seconds)
     assert advice.splits < 3
     assert advice.seconds < 10

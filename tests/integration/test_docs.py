@@ -12,6 +12,7 @@ import yaml
 
 import tamis.selectors
 import tamis.training
+from tamis.advice.candidates import CANDIDATES
 from tamis.pipelines.recipe import load_recipe
 from tamis.pipelines.reference import reference_recipe
 
@@ -69,6 +70,12 @@ def test_stage_pages(page, tmp_path):
     load_recipe(recipe)
     kinds = {stage["kind"] for stage in recipe["stages"]}
     assert page.stem in kinds | {"ingest"}
+
+
+def test_the_page_on_advice(tmp_path):
+    follow(DOCS / "advise.md", tmp_path)
+    said = (DOCS / "advise.md").read_text()
+    assert all(f"| `{candidate.name}` |" in said for candidate in CANDIDATES)
 
 
 def test_every_stage_has_a_page():
