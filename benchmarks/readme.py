@@ -37,7 +37,8 @@ HEADLINES = (
     ("pipeline_scale", 0),
     ("pipeline_scale", 1),
 )
-PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", DOCS / "measured.md", DOCS / "evidence.md", *sorted((DOCS / "recipes").glob("*.md")))
 
 
 def begin(mark: str) -> str:
@@ -172,10 +173,15 @@ def written(readme: str, results: dict[str, Any], others: dict[str, dict[str, An
     others = stored() if others is None else others
     readme = between(between(readme, "stages", table(results)), "engine", engine_table(others))
     readme = between(readme, "headlines", headlines(others))
-    for stem in others:
+    for stem, found in others.items():
         name = stem.removeprefix("evidence_")
-        if name != stem and begin(name) in readme:  # their scripts import what trains
-            readme = between(readme, name, evidence(name, others[stem]))
+        if name == stem:
+            continue
+        if begin(name) in readme:  # their scripts import what trains
+            readme = between(readme, name, evidence(name, found))
+        for one, cells in found.get("cells", {}).items():  # a page of its own may show one recipe's
+            if begin(f"{name} {one}") in readme:
+                readme = between(readme, f"{name} {one}", evidence(name, {**found, "cells": {one: cells}}))
     return readme
 
 

@@ -25,7 +25,7 @@ from selection import CACHE, Families, pool_of, write_pool
 
 import tamis
 
-BUDGETS = (0.05, 0.1, 0.5)
+BUDGETS = (0.05, 0.5)
 STRATIFIED = "stratified"
 
 

@@ -300,7 +300,8 @@ def verdict(cell: dict[str, Any]) -> str:
 def tables(results: dict[str, Any]) -> str:
     """Markdown: for each recipe the gains over stratified random in points, sets by budgets, with 95 % intervals.
 
-    Bold where it differs after Holm's correction; for the primary recipes with what it is worth in rows.
+    Bold where it differs after Holm's correction; for the primary recipes with what it is worth in rows. Refused is
+    what cannot be met, because fewer rows are left when near duplicates are dropped.
     """
     parts = []
     for what, cells in results["cells"].items():
@@ -316,7 +317,7 @@ def tables(results: dict[str, Any]) -> str:
 
 def _cell(cell: dict[str, Any] | None, what: str) -> str:
     if cell is None:
-        return ""
+        return "refused"
     gain = f"{100 * cell['gain']:+.1f} ± {100 * cell['half_interval']:.1f}"
     if verdict(cell) != "not distinguishable":
         gain = f"**{gain}**"

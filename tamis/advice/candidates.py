@@ -36,11 +36,7 @@ _SCORE = (
     "A loss for every row, by a classifier that has not seen it.",
     {"kind": "score", "method": "proxy", "min_accuracy": 0.0},
 )
-_PRUNE = (
-    "The highest losses are wrong labels, often.",
-    {"kind": "prune", "method": "loss", "drop_highest": 0.1},
-)
-_COVER = {"kind": "select", "method": "facility_location"}
+_COVER = {"kind": "select", "method": "facility_location", "random_beyond": 0.1}
 
 STRATIFIED = Candidate(
     "stratified",
@@ -55,12 +51,20 @@ CANDIDATES = (
     Candidate(
         "label-free",
         "the rows that represent all others best; for many classes and a small budget",
-        (_EMBED, _DEDUP, ("The rows that represent all others best.", _COVER)),
+        (_EMBED, _DEDUP, ("The rows that represent all others best, and beyond a tenth others at random.", _COVER)),
     ),
     Candidate(
         "noise-aware",
-        "without the tenth of highest loss, then those that represent their class best; for many classes, wrong labels",
-        (_EMBED, _DEDUP, _SCORE, _PRUNE, ("The rows that represent their class best.", {**_COVER, "per": "label"})),
+        "the rows that represent their class best, those with a label that is likely wrong last",
+        (
+            _EMBED,
+            _DEDUP,
+            _SCORE,
+            (
+                "The rows that represent their class best, likely wrong labels last; beyond a tenth others at random.",
+                {**_COVER, "per": "label", "suspects": "last"},
+            ),
+        ),
     ),
 )
 """All of them. The first two draw at random: they are what the others are measured by."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 DRAWS = 5
 """How often stratified random rows are drawn in each split, so that their luck does not decide."""
 FEWEST_ROWS = 100
+_FEWEST_CHOSEN = 10
 FEWEST_SPLITS = 3
 """With fewer, nothing is recommended but random rows."""
 
@@ -173,10 +174,10 @@ def _check_rows(found: Survey, budget: float) -> None:
     if classes < 2:
         raise DataError("the rows that can be used are of one class; two are needed to measure anything")
     pool = n - n // 5
-    if resolve_budget(budget, pool) < classes:
+    if resolve_budget(budget, pool) < _FEWEST_CHOSEN:
         raise RecipeError(
-            f"the budget is {resolve_budget(budget, pool)} of the {pool:,} rows that are selected from, fewer than the "
-            f"{classes} classes: give at least {classes / pool:.4f}, or try more rows"
+            f"the budget is {resolve_budget(budget, pool)} of the {pool:,} rows that are selected from, which trains "
+            f"nothing: give at least {_FEWEST_CHOSEN / pool:.4f}, or try more rows"
         )
 
 

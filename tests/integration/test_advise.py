@@ -149,7 +149,9 @@ def test_vectors_alone(write):
 
 
 def test_a_candidate_that_cannot_run_says_why(write, cli):
-    result = cli("advise", write(made(120)), "--budget", "0.95", "--splits", "3", "--candidates", "noise-aware")
+    columns = made(120)
+    columns["text"] = [*columns["text"][:40], *columns["text"][:40], *columns["text"][:40]]  # two of three are copies
+    result = cli("advise", write(columns), "--budget", "0.95", "--splits", "3", "--candidates", "noise-aware")
     assert result.exit_code == 0, result.stderr
     assert "noise-aware did not run: select.budget 0.95 of" in " ".join(result.stdout.split())
     assert "Take stratified" in result.stdout
@@ -184,7 +186,12 @@ def test_too_little_time(write, seconds, monkeypatch):
         ({}, ["--budget", "0"], 2, "0 is not a count"),
         ({}, ["--budget", "many"], 2, "--budget 'many': give a fraction"),
         ({}, ["--budget", "121"], 2, "the budget is 121 rows"),
-        ({}, ["--budget", "0.02"], 2, "fewer than the 8 classes: give at least 0.0833"),
+        (
+            {},
+            ["--budget", "0.02"],
+            2,
+            "is 1 of the 96 rows that are selected from, which trains nothing: give at least 0.1042",
+        ),
         ({}, ["--budget", "0.2", "--time-limit", "0"], 2, "above 0 seconds"),
         ({}, ["--budget", "0.2", "--splits", "2"], 2, "at least 3"),
         ({}, ["--budget", "0.2", "--rows", "50"], 2, "at least 100"),

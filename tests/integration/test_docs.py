@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_stage_pages(page, tmp_path):
     load_recipe(recipe)
     kinds = {stage["kind"] for stage in recipe["stages"]}
     assert page.stem in kinds | {"ingest"}
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "recipes").glob("*.md")), ids=lambda page: page.stem)
+def test_a_recipes_page_shows_the_shipped_recipe(page):
+    ((_, text),) = blocks(page, "yaml")
+    shipped = files("tamis.pipelines") / "recipes" / f"{page.stem}.yaml"
+    assert yaml.safe_load(text) == yaml.safe_load(shipped.read_text())["stages"]
 
 
 def test_the_page_on_advice(tmp_path):
