@@ -162,6 +162,8 @@ class AdviceProgress(_Bar):
         """Say how the columns were understood."""
         for line in found.why:
             self.say(line)
+        if "label" in found.fields:
+            self.show("reading", 0, 1, "reading the rows")
 
     def on_step(self, step: Trial) -> None:
         """Show what is tried."""

@@ -157,7 +157,7 @@ def advise(
     return Advice(
         name,
         sentence,
-        _notes(measured, given, budget, seconds) if measured.splits else (),
+        _notes(measured, given, budget, limits, seconds) if measured.splits else (),
         tuple(_tried(candidate, measured, judged) for candidate in trying),
         tuple(stages_of(recommended, given.embed, budget)),
         budget,
@@ -248,7 +248,7 @@ def _sentence(
     )
 
 
-def _notes(measured: Measured, given: Given, budget: float, seconds: float) -> tuple[str, ...]:
+def _notes(measured: Measured, given: Given, budget: float, limits: Limits, seconds: float) -> tuple[str, ...]:
     total = given.found.rows
     share = budget / total if isinstance(budget, int) else budget
     sample = f"{measured.rows:,} of the {total:,} rows" if measured.rows < total else f"all {total:,} rows"
@@ -256,7 +256,12 @@ def _notes(measured: Measured, given: Given, budget: float, seconds: float) -> t
     return (
         f"Measured on {sample}: {100 * share:.3g} % of {pool:,} to train {' and '.join(measured.families)}, which are "
         f"measured on the other {measured.rows - pool:,}; {len(measured.splits)} splits in {seconds:g} s.",
-        "The advice is for that share of such a sample; `tamis compare` says it of your model and the whole data.",
+        (
+            "The advice is for that share of such a sample: on all rows a gain is often smaller, so try as many as you "
+            "can wait for (--rows, --time-limit)."
+            if limits.rows < total
+            else "What your own model gains, `tamis compare` measures."
+        ),
     )
 
 

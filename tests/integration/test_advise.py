@@ -125,6 +125,8 @@ def test_a_recipe_says_how_rows_are_compared(write, tmp_path, cli):
         on_step=seen.append,
     )
     assert (advice.rows, advice.rows_tried, advice.splits) == (120, 100, 3)
+    assert "100 of the 120 rows" in advice.notes[0]
+    assert "on all rows a gain is often smaller" in advice.notes[1]
     assert [(step.name, step.split, step.done) for step in seen[2:4]] == [("label-free", 1, 2), ("stratified", 2, 3)]
     assert {one.name: one.gain is None for one in advice.tried} == {
         "stratified": True,
