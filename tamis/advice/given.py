@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tamis.errors import DataError
 from tamis.pipelines.guess import Guess, guess, look_at
 from tamis.pipelines.recipe import Recipe, load_recipe
 from tamis.pipelines.starter import encoder_for
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ def read_given(data: str) -> Given:
         return Given(data, found, {"kind": "embed", "encoder": encoder_for(found.fields)[0]}, None)
     recipe, base = load_recipe(data)
     path = recipe.dataset.path
-    location = path if "://" in path else str(base / path)
+    location = path if "://" in path or Path(path).is_absolute() else os.path.relpath(base / path)
     found = look_at(location, recipe.dataset.fields)
     if "label" in found.fields and len(found.classes) < 2:
         raise DataError(

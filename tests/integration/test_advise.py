@@ -102,7 +102,8 @@ def test_stratified_where_nothing_is_better_and_what_is_printed(write, make_colu
     assert [(stage.kind, stage.method, stage.budget) for stage in recipe.stages] == [("select", "stratified", 40)]
 
 
-def test_a_recipe_says_how_rows_are_compared(write, tmp_path, cli):
+def test_a_recipe_says_how_rows_are_compared(write, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr("tamis.advice.advise.best", lambda judged: judged[0])  # as if it were clearly better
     columns = made(120)
     np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32))
     raw = {
@@ -135,6 +136,10 @@ def test_a_recipe_says_how_rows_are_compared(write, tmp_path, cli):
     }
     assert json.loads(json.dumps(advice.facts))["recommended"] == advice.recommended
     written, _ = load_recipe(tmp_path / "out" / "r.yaml")
+    assert advice.recommended == "label-free"
+    assert written.dataset.path == "../rows.parquet"
+    assert written.stages[0].encoder == f"vectors: {tmp_path / 'own.npy'}"
+    assert cli("validate", tmp_path / "out" / "r.yaml").exit_code == 0
     assert (written.name, written.seed, written.train.lr) == ("mine", 5, 0.00001)
 
 
