@@ -261,7 +261,8 @@ def _show_run(result: Run, facts: Mapping[str, Any]) -> str:
     for stage in result.stages:
         if "out_of_fold_accuracy" in stage["facts"]:
             right, largest = (stage["facts"][name] for name in ("out_of_fold_accuracy", "majority_share"))
-            lines.append(f"proxy     {right:.1%} right out of fold; the largest class has {largest:.1%}")
+            doubted = f"{stage['facts']['suspects']:,} labels are likely wrong"
+            lines.append(f"proxy     {right:.1%} right out of fold; the largest class has {largest:.1%}; {doubted}")
         if stage["facts"].get("leaks"):
             lines.append(
                 f"leaks     {stage['facts']['leaks']:,} rows are in a reference set, or near to one of its rows: "

@@ -54,6 +54,8 @@ def test_suspects_come_last_and_classes_keep_their_shares(noisy, recipe, tmp_pat
         ids = manifest.select["sample_id"].to_pylist()
         assert len(set(ids)) == 120
         assert len(set(ids) & wrong) <= 24 - 16  # 16 and more of them are suspects, see above
+        said = [manifest.explain(one)["reason"].endswith("the label is likely wrong") for one in wrong - set(ids)]
+        assert sum(said) >= 16
         label = labels_of(path)
         sizes = np.unique(list(label.values()), return_counts=True)[1]
         counts = np.unique([label[one] for one in ids], return_counts=True)[1]

@@ -32,6 +32,7 @@ from tamis.pipelines.state import (
     effect,
     generator,
     kept_before,
+    values,
     vectors,
 )
 from tamis.selectors.selection import floor_share
@@ -178,7 +179,8 @@ def take(params: Mapping[str, Any], inputs: Inputs) -> Output:
         chosen, facts = np.concatenate([chosen, drawn]), {**facts, "random": len(drawn)}
     chosen = np.concatenate([first, chosen])
     facts = {**_spent(params, cost, chosen), **facts}
-    return _output(params, alive, order, chosen, gains, facts, columns)
+    doubted = values(inputs, "suspect", "suspect", alive) if "suspects" in params else None
+    return _output(params, alive, order, chosen, gains, facts, columns, doubted)
 
 
 def _in_order_of_then(inputs: Inputs, rows: Rows) -> Rows:
@@ -271,8 +273,9 @@ def _output(
     gains: Floats | None,
     facts: dict[str, Any],
     columns: Mapping[str, pa.Array] = MappingProxyType({}),
+    doubted: npt.NDArray[np.bool_] | None = None,
 ) -> Output:
-    """What became of every row; `chosen` and `gains` are in canonical order."""
+    """What became of every row; `chosen` and `gains` are in canonical order, `doubted` is in that of the rows."""
     rank_of = np.full(len(alive), -1, np.int32)
     rank_of[order[chosen]] = np.arange(len(chosen), dtype=np.int32)
     stays = rank_of >= 0
@@ -284,7 +287,11 @@ def _output(
         columns["gain"] = pa.array(score, pa.float64(), mask=np.isnan(score))
     decision = np.where(stays, KEPT, NOT_IN_BUDGET).astype(np.int8)
     amount = " ".join(str(facts[name]) for name in ("budget", "unit") if name in facts)
-    reason = f"not in the budget of {amount} ({params['method']})"
+    plain = f"not in the budget of {amount} ({params['method']})"
+    reason: str | list[str | None] = plain
+    if doubted is not None:
+        why = (plain, f"{plain}: the label is likely wrong")
+        reason = [None if kept else why[wrong] for kept, wrong in zip(stays.tolist(), doubted.tolist(), strict=True)]
     return Output(effect(alive, decision, reason, score=score, **columns), facts)
 
 
