@@ -584,9 +584,10 @@ class TrainSection(_Frozen):
         description="Learning rate at first, falling to 0; default: text 0.01, image 0.002, lm 0.001.",
     )
     weight_decay: float = Field(0.01, ge=0.0, description="Weight decay of AdamW.")
-    sampler: Literal["seta", "infobatch", "random", "hard", "full"] = Field(
+    sampler: Literal["seta", "infobatch", "random", "hard", "full", "ingenious"] = Field(
         "seta",
-        description="How epochs are drawn: by SeTa's schedule, InfoBatch, at random, highest losses, everything.",
+        description="How epochs are drawn: by SeTa's schedule, InfoBatch, at random, highest losses, everything; "
+        "ingenious draws another subset every epoch, from the gains of a select stage with method ingenious.",
     )
     prune_ratio: float | None = Field(
         None,
@@ -651,6 +652,22 @@ class Recipe(_Frozen):
         planned = self._planned_epochs
         if self.train.epochs is not None and planned is not None and planned != self.train.epochs:
             raise ValueError(f"schedule plans {planned} epochs and train has {self.train.epochs}; give one number")
+        return self
+
+    @model_validator(mode="after")
+    def _can_draw_again(self) -> Recipe:
+        if self.train.sampler == "ingenious":
+            methods = [stage.method for stage in self.stages if isinstance(stage, SelectConfig)]
+            if not methods or methods[-1] != "ingenious":
+                raise ValueError(
+                    "train has sampler ingenious, which draws again from the gains of a select stage with method "
+                    "ingenious; let the last select stage be one, or choose another sampler"
+                )
+            if any(isinstance(stage, ReweightConfig) for stage in self.stages):
+                raise ValueError(
+                    "reweight weighs the rows selected, and those that the sampler ingenious draws later have no "
+                    "weight; leave the stage out, or choose another sampler"
+                )
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tamis.training.learner import Samples
+    from tamis.training.redraws import Redraws
 
 Draw = Callable[[int], "NDArray[np.int64]"]
 
@@ -41,6 +42,7 @@ class Arm:
         weights: float32 [k], in the order of the rows; None weighs them alike.
         against: The names of the arms that it is tested against.
         subset: The manifest that it is of, as its subset_id; None for all rows and for random ones.
+        redraws: What the sampler "ingenious" draws from, at positions in the samples; `rows` are its first draw.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Arm:
     weights: NDArray[np.float32] | None = None
     against: tuple[str, ...] = ()
     subset: str | None = None
+    redraws: Redraws | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +168,14 @@ def train_arms(
         weights = np.ones(len(rows), dtype=np.float32) if arm.weights is None else arm.weights
         config = _budgeted(arm.config, len(rows), total_samples, seed)
         content = {"config": asdict(config), "rows": digest_of(rows), "weights": digest_of(weights)}
+        if arm.redraws is not None:
+            content["redraws"] = [arm.redraws.digest(), digest_of(arm.redraws.rows)]
         path = None if keep is None else keep / f"{digest({**common, **content})}.json"
         one = None if path is None else _kept(path)
         kept = one is not None
         if one is None:
             tell(Step(arm.name, seed, None, kept, done, len(plan)))
-            one = _train(arm.name, samples.take(rows), weights, test, config, device, threads)
+            one = _train(arm, rows, samples, weights, test, config, device, threads)
             if path is not None:
                 _keep(path, one, {"name": arm.name, "seed": seed, "rows": len(rows)})
         trained.append((len(rows), one))
@@ -201,7 +206,8 @@ def _budgeted(config: TrainConfig, size: int, total_samples: int | None, seed: i
 
 
 def _train(
-    name: str,
+    arm: Arm,
+    rows: NDArray[np.int64],
     samples: Samples,
     weights: NDArray[np.float32],
     test: Samples,
@@ -209,11 +215,15 @@ def _train(
     device: str,
     threads: int,
 ) -> Trained:
-    run = fit(samples, weights, test, config, device=device, threads=threads)
+    redraws = None
+    if arm.redraws is not None:
+        rows = arm.redraws.rows
+        redraws, weights = arm.redraws.at(np.arange(len(rows))), np.ones(len(rows), np.float32)
+    run = fit(samples.take(rows), weights, test, config, redraws=redraws, device=device, threads=threads)
     value = run.loss if run.accuracy is None else run.accuracy
     if not math.isfinite(value):
         raise NonFiniteLossError(
-            f"the test's loss is {value} after the training on {name}, seed {config.seed}; lower lr"
+            f"the test's loss is {value} after the training on {arm.name}, seed {config.seed}; lower lr"
         )
     return Trained(value, run.samples_seen, run.seconds)
 

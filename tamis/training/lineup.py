@@ -24,6 +24,7 @@ _TITLES = {
     "infobatch": "InfoBatch",
     "random": "random pruning",
     "hard": "hard first",
+    "ingenious": "drawn again",
     "linupper": "LinUpper",
     "upper": "Upper",
     "quadratic": "Quadratic",
@@ -85,7 +86,7 @@ def _as_recipe(own: Arm, subset: Subset, *, alone: bool) -> list[Arm]:
     config = replace(given, epochs=own.config.epochs, batch_size=own.config.batch_size, lr=own.config.lr)
     titles = [_TITLES[name] for name in (given.sampler, given.weights) if name in _TITLES]
     name = ", ".join([own.name, *titles])
-    arms = [replace(own, name=name, config=config)] if titles else []
+    arms = [replace(own, name=name, config=config, redraws=subset.redraws)] if titles else []
     if np.ptp(subset.weights) > 0:
         weighted = f"{'the same' if alone else name}, manifest's weights"
         arms.append(replace(own, name=weighted, config=config, weights=subset.weights))

@@ -28,6 +28,9 @@ class Blocks:
 
     Attributes:
         tokens: Of n blocks, each at least one token, at least 0.
+        vocabulary: How many tokens the model tells apart; 0 for those up to the largest. Some of the blocks have the
+            vocabulary of all (`take`), so that what was selected does not decide how large the model is.
+        context: Length of the longest block that the model takes; likewise.
 
     Raises:
         DataError: There are none, or one is empty, or a token is negative.
@@ -37,6 +40,8 @@ class Blocks:
     ROLES: ClassVar[tuple[str, ...]] = ("tokens",)
 
     tokens: Ragged
+    vocabulary: int = 0
+    context: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.tokens) or self.tokens.lengths.min() < 1 or self.tokens.values.min() < 0:
@@ -51,6 +56,8 @@ class Blocks:
                 f"{self.tokens.lengths.max()}; tokens below {_MAX_VOCABULARY} in blocks of up to {_MAX_CONTEXT} are "
                 "allowed: `tamis pack` makes such"
             )
+        for name, least in (("vocabulary", 1 + self.tokens.values.max()), ("context", self.tokens.lengths.max())):
+            object.__setattr__(self, name, max(getattr(self, name), int(least)))
 
     @property
     def evaluated_at_once(self) -> int:
@@ -73,7 +80,7 @@ class Blocks:
 
     def take(self, rows: NDArray[np.int64]) -> Blocks:
         """Some of the blocks, in the order given."""
-        return Blocks(self.tokens.take(rows))
+        return Blocks(self.tokens.take(rows), self.vocabulary, self.context)
 
     def digest(self) -> str:
         """See `tamis.training.learner.Samples`."""
@@ -81,9 +88,9 @@ class Blocks:
 
     def learner(self, test: Blocks | None, config: TrainConfig, device: torch.device, ranks: Ranks) -> DenseLearner:
         """See `tamis.training.learner.Samples`."""
-        parts = [part.tokens for part in (self, test) if part is not None]
-        vocabulary = 1 + max(int(part.values.max()) for part in parts)
-        context = max(int(part.lengths.max()) for part in parts)
+        parts = [part for part in (self, test) if part is not None]
+        vocabulary = max(part.vocabulary for part in parts)
+        context = max(part.context for part in parts)
         with seeded(config.seed):
             model = Gpt(vocabulary, context, config.width, config.layers)
         return DenseLearner(model, config.weight_decay, device, ranks)

@@ -27,13 +27,13 @@ MODELS: dict[str, type[Texts] | type[Images] | type[Blocks]] = {"text": Texts, "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingRows:
-    """A manifest's rows in rank order.
+    """Rows of a manifest's dataset to train on.
 
     Attributes:
         samples: k of them.
         ids: k sample ids.
         rows: int64 [k], their rows in the dataset.
-        weights: float32 [k], the manifest's.
+        weights: float32 [k].
     """
 
     samples: Samples
@@ -47,6 +47,7 @@ def read_training(
     dataset: str | Path,
     model: str = "text",
     *,
+    rows: NDArray[np.int64] | None = None,
     image_size: int | None = None,
     trust_rows: bool = False,
 ) -> TrainingRows:
@@ -56,8 +57,10 @@ def read_training(
         manifest: As from `open_manifest`.
         dataset: A file, glob or folder.
         model: One of `MODELS`.
+        rows: int64 [k], any rows of the dataset, with the weight 1; None for those selected, in rank order and with
+            the manifest's weights.
         image_size: Width and height of images; None if all are of one size.
-        trust_rows: Instead of the whole dataset's fingerprint, check each selected row's id and content hash.
+        trust_rows: Instead of the whole dataset's fingerprint, check each row's id and content hash.
 
     Returns:
         The rows; classes are the labels that occur, in sorted order.
@@ -70,15 +73,14 @@ def read_training(
     fields = _fields(manifest, model)
     if not trust_rows:
         fields = _own(fields, model)
-    rows = manifest.select["row"].to_numpy()
+    wanted = manifest.select if rows is None else manifest.audit.take(rows)
+    rows = wanted["row"].to_numpy()
     table = _read(manifest, dataset, rows, fields, model, verify=not trust_rows)
     if trust_rows:
-        _check_rows(manifest.select, table, fields)
+        _check_rows(wanted, table, fields)
+    weights = wanted["weight"].to_numpy() if wanted is manifest.select else np.ones(len(rows))
     return TrainingRows(
-        _samples(table, model, (), image_size),
-        manifest.select["sample_id"].to_pylist(),
-        rows,
-        manifest.select["weight"].to_numpy().astype(np.float32),
+        _samples(table, model, (), image_size), wanted["sample_id"].to_pylist(), rows, weights.astype(np.float32)
     )
 
 
@@ -228,6 +230,6 @@ def _check_rows(select: pa.Table, samples: pa.Table, fields: dict[str, Any]) -> 
                 f"{select['sample_id'][i].as_py()!r} (row {select['row'][i].as_py()})" for i in other[:10]
             )
             raise DatasetMismatchError(
-                f"the {what} of {len(other)} selected rows differs in this dataset: {names}; "
+                f"the {what} of {len(other)} rows to train on differs in this dataset: {names}; "
                 "use the dataset that the manifest was made from, or run again on this one"
             )

@@ -28,15 +28,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import Sampler
 
 from tamis.errors import DataError, RecipeError
-from tamis.manifests.schema import Decision
 from tamis.selectors import dynamic
-from tamis.selectors.ingenious import draw, taylor_softmax
 from tamis.training.ranks import Ranks, join, resolve
+from tamis.training.redraws import Redraws
 from tamis.training.scores import ScoreTable
 from tamis.training.weights import reweight, unchecked, with_importance
 
@@ -472,22 +470,9 @@ class IngeniousSampler(PlanSampler):
     ) -> None:
         if isinstance(epochs_per_draw, bool) or not isinstance(epochs_per_draw, int) or epochs_per_draw < 1:
             raise RecipeError(f"epochs_per_draw is {epochs_per_draw!r}; it must be an integer of at least 1")
-        stages = [s for s in manifest.record["recipe"]["stages"] if s["kind"] == "select"]
-        if not stages or stages[-1]["method"] != "ingenious":
-            raise DataError(
-                "the manifest's subset was not drawn by INGENIOUS, so that it has nothing to draw from again; "
-                "give one whose recipe selects with method: ingenious"
-            )
-        self.temperature = stages[-1]["temperature"] if temperature is None else temperature
-        policy = partial(
-            _drawn_again,
-            partitions=_partitions(manifest),
-            first=np.sort(manifest.select["row"].to_numpy()),
-            seed=int(options.get("seed", 0)),
-            epochs_per_draw=epochs_per_draw,
-            temperature=self.temperature,
-            scale_free=stages[-1]["scale_free"],
-        )
+        redraws = Redraws.of(manifest, temperature)
+        self.temperature = redraws.temperature
+        policy = redraws.policy(int(options.get("seed", 0)), epochs_per_draw)
         options.setdefault("epoch_size", "pruned")
         super().__init__(int(manifest.record["dataset"]["rows"]), policy, **options)
 
@@ -512,56 +497,6 @@ def _given_rows(
     rows: NDArray[np.int64],
 ) -> dynamic.EpochPlan:
     """The policy of a manifest: always the same rows."""
-    return dynamic.EpochPlan(rows, np.ones(rows.size, dtype=np.float32))
-
-
-@dataclass(frozen=True, slots=True)
-class _Partition:
-    """What INGENIOUS draws from: rows int64 [m], their gains float64 [m], and how many to draw."""
-
-    rows: NDArray[np.int64]
-    gains: NDArray[np.float64]
-    share: int
-
-
-def _partitions(manifest: Manifest) -> list[_Partition]:
-    """The partitions of a manifest's candidates: the chosen rows, and those that the draw left out."""
-    chosen = manifest.select["row"].to_numpy()
-    partition = pc.fill_null(manifest.audit["partition"], -1).to_numpy()
-    decision = manifest.audit["decision"].to_numpy()
-    gains = pc.fill_null(manifest.audit["score"], np.nan).to_numpy().copy()
-    gains[chosen] = pc.fill_null(manifest.select["gain"], np.nan).to_numpy()
-    stays = np.zeros(len(decision), np.bool_)
-    stays[chosen] = True
-    # A row that was drawn, and dropped by a later stage, has neither decision.
-    candidate = np.flatnonzero((partition >= 0) & (stays | (decision == Decision.NOT_IN_BUDGET)) & ~np.isnan(gains))
-    order = candidate[np.argsort(partition[candidate], kind="stable")]
-    starts = np.flatnonzero(np.diff(partition[order], prepend=-1))
-    return [_Partition(rows, gains[rows], int(stays[rows].sum())) for rows in np.split(order, starts[1:]) if len(rows)]
-
-
-def _drawn_again(
-    scores: NDArray[np.floating[Any]],  # noqa: ARG001 - one shape for all policies
-    seen: NDArray[np.integer[Any]],  # noqa: ARG001
-    epoch: int,
-    rng: np.random.Generator,
-    *,
-    partitions: list[_Partition],
-    first: NDArray[np.int64],
-    seed: int,
-    epochs_per_draw: int,
-    temperature: float,
-    scale_free: bool,
-) -> dynamic.EpochPlan:
-    """The policy of INGENIOUS: the manifest's subset, then new draws with the same probabilities."""
-    number = epoch // epochs_per_draw
-    rows = first
-    if number:
-        rng = np.random.default_rng(np.random.SeedSequence([seed, number, 1]))
-        drawn = [
-            part.rows[draw(taylor_softmax(part.gains, temperature, scale_free), part.share, rng)] for part in partitions
-        ]
-        rows = np.sort(np.concatenate(drawn))
     return dynamic.EpochPlan(rows, np.ones(rows.size, dtype=np.float32))
 
 

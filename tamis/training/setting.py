@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 from tamis.errors import DataError, DatasetMismatchError, RecipeError
 from tamis.manifests.schema import Decision
 from tamis.training.held_out import hold_out
+from tamis.training.redraws import Redraws
 from tamis.training.rows import read_any, read_test
+from tamis.training.trainer import planned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,12 +35,14 @@ class Subset:
         manifest: Where it is from.
         rows: int64 [k], positions in the samples, in rank order.
         weights: float32 [k], the manifest's.
+        redraws: What its recipe's training draws from, at positions in the samples; None where it draws once.
     """
 
     name: str
     manifest: Manifest
     rows: NDArray[np.int64]
     weights: NDArray[np.float32]
+    redraws: Redraws | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +128,12 @@ def read_setting(
         if not left.any():
             raise DataError(f"all {len(where)} rows of {name} are held out; give data to measure on with --test")
         weights = manifest.select["weight"].to_numpy().astype(np.float32)
-        subsets.append(Subset(name, manifest, where[left], weights[left]))
+        redraws = None
+        if planned(manifest).sampler == "ingenious":
+            candidates = Redraws.unweighted(manifest)
+            candidates = candidates.at(np.searchsorted(rows, candidates.rows))
+            redraws = candidates.only(~held[candidates.rows])
+        subsets.append(Subset(name, manifest, where[left], weights[left], redraws))
     return Setting(samples, np.flatnonzero(~held), measured, test is None, subsets, known)
 
 

@@ -31,6 +31,7 @@ from tamis.training import checkpoint
 from tamis.training.learner import Learner, Samples, count_classes, digest_of
 from tamis.training.ledger import Ledger
 from tamis.training.ranks import Ranks, join, process_group, resolve
+from tamis.training.redraws import Redraws
 from tamis.training.rows import read_test, read_training
 from tamis.training.samplers import PlanSampler
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from tamis.manifests.reader import Manifest
 
-SAMPLERS = ("full", "seta", "infobatch", "random", "hard")
+SAMPLERS = ("full", "seta", "infobatch", "random", "hard", "ingenious")
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -54,7 +55,8 @@ class TrainConfig:
         batch_size: Samples a step, of all processes together.
         lr: Learning rate of the first step; it falls linearly to 0 at the end of training. None is the model's own.
         seed: Of the start values and of every epoch's order.
-        sampler: "full" (everything, in random order), "seta", "infobatch", "random", or "hard" (the highest losses).
+        sampler: "full" (everything, in random order), "seta", "infobatch", "random", "hard" (the highest losses), or
+            "ingenious" (the draw of an INGENIOUS manifest, and every epoch another from its gains).
         weights: How a batch is weighed by loss; see `tamis.training.weights.reweight`.
         r: Temperature of the weights.
         clip: Whether to hold every weight of a batch at or below 2/m.
@@ -183,7 +185,8 @@ def train(
 ) -> TrainResult:
     """Trains a bundled model on a manifest's rows and weights; writes checkpoints and the ledger.
 
-    The model is the one of the recipe's `train` section. If `out` holds a checkpoint of the same training, that
+    The model is the one of the recipe's `train` section. With the sampler "ingenious" the rows are all that the
+    manifest's draw could take, and the ledger tells of them. If `out` holds a checkpoint of the same training, that
     training is continued. Under torchrun every process calls this alike, and the first writes.
 
     Args:
@@ -216,18 +219,22 @@ def train(
         dataset = locate(manifest)
     section = manifest.record["recipe"].get("train", {})
     model, size = section.get("model", "text"), section.get("image_size")
-    read = read_training(manifest, dataset, model, image_size=size, trust_rows=trust_rows)
+    config = planned(manifest) if config is None else config
+    redraws = Redraws.unweighted(manifest) if config.sampler == "ingenious" else None
+    rows = None if redraws is None else redraws.rows
+    read = read_training(manifest, dataset, model, rows=rows, image_size=size, trust_rows=trust_rows)
     held_out = None if test is None else read_test(manifest, test, model, read.samples, size)[0]
     with process_group(choose_device(device)):
         return fit(
             read.samples,
             read.weights,
             held_out,
-            planned(manifest) if config is None else config,
+            config,
             Path(out),
             on_progress,
             ids=read.ids,
             rows=read.rows,
+            redraws=None if redraws is None else redraws.at(np.arange(len(read.rows))),
             device=device,
             threads=threads,
         )
@@ -243,6 +250,7 @@ def fit(
     *,
     ids: Sequence[str] | None = None,
     rows: NDArray[np.int64] | None = None,
+    redraws: Redraws | None = None,
     device: str = "cpu",
     threads: int = 1,
 ) -> TrainResult:
@@ -258,6 +266,7 @@ def fit(
         on_progress: Called after every step, in the first process.
         ids: k sample ids, for the ledger and for errors; by default the positions.
         rows: int64 [k], the samples' rows in the dataset, for the ledger; by default the positions.
+        redraws: What the sampler "ingenious" draws from, at positions in the samples; None for every other sampler.
         device: As for `train`.
         threads: CPU threads of the training; the caller's setting comes back afterwards.
 
@@ -278,14 +287,24 @@ def fit(
     if config.lr is None:
         config = replace(config, lr=samples.LR)
     _check(samples, sample_weights, test, config, ranks)
+    if (redraws is None) == (config.sampler == "ingenious"):
+        raise RecipeError(
+            f"sampler is {config.sampler!r} and redraws were {'not ' * (redraws is None)}given; the sampler ingenious, "
+            "and no other, needs them: Redraws.of(manifest)"
+        )
+    if redraws is not None and redraws.rows.max(initial=-1) >= n:
+        raise DataError(
+            f"the redraws have the position {redraws.rows.max()}, and there are {n} samples; use Redraws.at"
+        )
     ids = [str(i) for i in range(n)] if ids is None else ids
     rows = np.arange(n) if rows is None else rows
     if len(ids) != n or len(rows) != n:
         raise DataError(f"{n} samples were given with {len(ids)} ids and {len(rows)} rows; the counts must be equal")
     first = ranks.rank == 0
     with _threads(threads), _alone_in(out if first else None, ranks):
-        state = _State(samples, test, sample_weights, config, choose_device(device), ranks)
-        key = _key(samples, state.learner, sample_weights, ids, rows, config)
+        policy = _policy(config) if redraws is None else redraws.policy(config.seed)
+        state = _State(samples, test, sample_weights, config, policy, choose_device(device), ranks)
+        key = _key(samples, state.learner, sample_weights, ids, rows, redraws, config)
         if out is not None:
             state.load(out, key)
         save = partial(state.save, out, key) if out is not None and first else None
@@ -311,6 +330,7 @@ class _State:
         test: Samples | None,
         sample_weights: NDArray[np.float32],
         config: TrainConfig,
+        policy: dynamic.Policy,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
@@ -319,7 +339,7 @@ class _State:
         self.learner: Learner = samples.learner(test, config, device, ranks)
         self.sampler = PlanSampler(
             len(samples),
-            _policy(config),
+            policy,
             seed=config.seed,
             epoch_size=config.epoch_size,
             strategy=config.weights,
@@ -544,6 +564,7 @@ def _key(
     sample_weights: NDArray[np.float32],
     ids: Sequence[str],
     rows: NDArray[np.int64],
+    redraws: Redraws | None,
     config: TrainConfig,
 ) -> str:
     """Identity of a training: everything that its result depends on, but the machine and its threads."""
@@ -554,6 +575,8 @@ def _key(
         "weights": digest_of(sample_weights, rows),
         "ids": list(ids),
     }
+    if redraws is not None:
+        content["redraws"] = [redraws.digest(), digest_of(redraws.rows)]
     return digest({"config": options, **content})
 
 
