@@ -142,7 +142,7 @@ class Scale:
 
 
 SCALES = {
-    "cpu": Scale(0.0283, 0.2, 1024, 64, 2, TrainConfig(epochs=1, batch_size=16, lr=2e-3, width=96, layers=2)),
+    "cpu": Scale(0.0167, 0.2, 1024, 64, 2, TrainConfig(epochs=1, batch_size=16, lr=2e-3, width=96, layers=2)),
     "gpu": Scale(
         1.0,
         1.0,

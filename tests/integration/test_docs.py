@@ -108,7 +108,7 @@ def test_what_is_generated_is_up_to_date():
 
 def test_the_reference_recipe_names_every_choice():
     text = " ".join(line.strip(" #") for line in reference_recipe().splitlines())
-    assert "One of seta, infobatch, random, hard, full." in text
+    assert "One of seta, infobatch, random, hard, full, ingenious." in text
     assert "One of ingenious, facility_location, graph_cut," in text
     assert "One of flag, drop." in text
 
