@@ -84,7 +84,10 @@ class Blocks:
 
     def digest(self) -> str:
         """See `tamis.training.learner.Samples`."""
-        return digest_of(self.tokens.values, self.tokens.offsets)
+        own = Blocks(self.tokens)
+        size = (self.vocabulary, self.context)
+        beyond = () if size == (own.vocabulary, own.context) else (np.array(size),)
+        return digest_of(self.tokens.values, self.tokens.offsets, *beyond)
 
     def learner(self, test: Blocks | None, config: TrainConfig, device: torch.device, ranks: Ranks) -> DenseLearner:
         """See `tamis.training.learner.Samples`."""

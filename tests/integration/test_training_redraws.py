@@ -186,3 +186,5 @@ def test_the_model_is_of_the_same_size_whatever_blocks_are_taken():
     ]
     assert shapes[0] == shapes[1] == shapes[2]
     assert shapes[0]["model.tokens.weight"][0] == 10
+    few = blocks.take(np.array([2]))
+    assert few.digest() != Blocks(few.tokens).digest() == Blocks(few.tokens, 1, 1).digest()
