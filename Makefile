@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test lint format bench docs soak fuzz coverage clean
+.PHONY: env demo test lint format bench evidence docs soak fuzz coverage clean
 
 env: $(STAMP)
 
@@ -34,8 +34,14 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/stages.py
-	for question in facility_location_kernel facility_location_embeddings facility_location_sparse facility_location_scale ingenious_ranking objectives dbp_quotas certificate dynamic_plans evidence/pruning semantic_dedup pipeline_scale vectors_scale estimates cluster_faiss embed_texts outside_encoder startup; do \
+	for question in facility_location_kernel facility_location_embeddings facility_location_sparse facility_location_scale ingenious_ranking objectives dbp_quotas certificate dynamic_plans semantic_dedup pipeline_scale vectors_scale estimates cluster_faiss embed_texts outside_encoder startup; do \
 	  $(BIN)/python benchmarks/$$question.py || exit 1; done
+	$(BIN)/python benchmarks/readme.py
+
+# What selection, advice, dynamic pruning and selected language-model data gain: some hours, and it goes on after a stop.
+evidence: $(STAMP)
+	for question in selection variants advice pruning language; do \
+	  $(BIN)/python benchmarks/evidence/$$question.py || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 
 docs: $(STAMP)
