@@ -304,7 +304,8 @@ def tables(results: dict[str, Any]) -> str:
     what cannot be met, because fewer rows are left when near duplicates are dropped.
     """
     parts = []
-    for what, cells in results["cells"].items():
+    for what in (what for what in (*RECIPES, RANDOM) if what in results["cells"]):
+        cells = results["cells"][what]
         head = f"**{what}** against stratified random"
         lines = [head, "", "| set | " + " | ".join(f"{budget:.0%}" for budget in BUDGETS) + " |"]
         lines.append("|---|" + "---:|" * len(BUDGETS))
