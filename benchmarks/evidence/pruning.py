@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+import sets
 import torch
 from _beside import ROOT, fetch, measure
 from torch import nn
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from tamis.training.learner import DenseLearner
 
-BATCH, CLASSES, CEILING = 128, 10, 0.1
+BATCH, CEILING = 128, 0.1
 NOISE = {"clean": 0.0, "20 % wrong": 0.2}
 KEEP = ROOT / ".cache" / "evidence" / "pruning"
 
@@ -116,11 +117,7 @@ def images() -> tuple[Pictures, Pictures]:
 def flipped(labels: npt.NDArray[np.int64], share: float, seed: int) -> npt.NDArray[np.int64]:
     """The labels with a share of them replaced by one of the other classes."""
     # A stream that no sampler draws from: [seed, 1] is that of epoch 1, which would begin with all the wrong labels.
-    rng = np.random.default_rng([seed, 20260403])
-    chosen = rng.permutation(len(labels))[: round(share * len(labels))]
-    wrong = labels.copy()
-    wrong[chosen] = (wrong[chosen] + rng.integers(1, CLASSES, len(chosen))) % CLASSES
-    return wrong
+    return sets.flipped(labels, share, np.random.default_rng([seed, 20260403]))
 
 
 def train_all(labels: str, seed: int, epochs: int, precision: str, rows: int, keep: Path | None) -> dict[str, Any]:

@@ -186,13 +186,12 @@ def load(name: str) -> tuple[Part, Part]:
     new = np.array([row for row, content in enumerate(test.contents()) if content not in known])
     test = test.take(new[np.random.default_rng(20261122).permutation(len(new))[:_TEST_ROWS]])
     if name.endswith(_WRONG):
-        train = replace(train, labels=flipped(train.labels, NOISE, 20261122))
+        train = replace(train, labels=flipped(train.labels, NOISE, np.random.default_rng([20261122, 1])))
     return train, test
 
 
-def flipped(labels: Int64, share: float, seed: int) -> Int64:
+def flipped(labels: Int64, share: float, rng: np.random.Generator) -> Int64:
     """The labels with a share of them replaced by one of the other classes, each as likely."""
-    rng = np.random.default_rng([seed, 1])
     classes = int(labels.max()) + 1
     chosen = rng.permutation(len(labels))[: round(share * len(labels))]
     wrong = labels.copy()
