@@ -2,7 +2,6 @@
 
 import gzip
 import importlib
-import itertools
 import json
 import os
 import shutil
@@ -382,15 +381,19 @@ def test_wrong_labels_are_as_many_as_asked_and_not_where_an_epoch_begins(pruning
 
 
 def test_every_arm_of_the_comparisons_is_trained_and_the_tables_have_all_of_them(pruning):
-    for name in itertools.chain(*pruning.COMPARISONS, (name.split(", as ")[-1] for name in pruning.ARMS)):
-        assert name in pruning.ARMS
+    every = pruning.ARMS | pruning.MORE
+    assert all(name in every for pair in pruning.COMPARISONS for name in pair)
+    order = list(every)
+    assert all(order.index(name.split(", as ")[1]) < order.index(name) for name in order if ", as " in name)
     rng = np.random.default_rng(0)
 
     def runs(seconds):
         return [{"seed": s, "accuracy": a, "samples": 50, "seconds": seconds} for s, a in enumerate(rng.random(3))]
 
     full = runs(4.0)
-    arms = {name: pruning.summary(full if name == "full" else runs(2.0), full) for name in pruning.ARMS}
+    arms = {name: pruning.summary(full if name == "full" else runs(2.0), full) for name in every}
+    few = pruning.compared({"clean": {name: arms[name] for name in pruning.ARMS}})
+    assert {name for one in few for name in (one["name"], one["against"])} == pruning.ARMS.keys()
     assert (arms["SeTa"]["time"], arms["SeTa"]["saved"], arms["full"]["time"]) == (0.5, 0.0, 1.0)
     both = {"clean": arms, "20 % wrong": arms}
     results = {"labels": both, "comparisons": pruning.compared(both), "seeds": 3, "epochs": 8, "ceiling": 0.1}
