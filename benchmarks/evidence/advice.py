@@ -48,7 +48,8 @@ def ask(name: str, budget: float, splits: int) -> dict[str, Any]:
 def judged(asked: dict[str, Any], cells: dict[str, dict[str, dict[str, Any]]], key: str) -> dict[str, Any]:
     """What was recommended, with its gain on the test part; stratified random rows gain nothing over themselves."""
     if asked["recommended"] == STRATIFIED:
-        best = max(cells[what][key]["gain"] for what in selection.PRIMARY)
+        gains = [cells[what][key]["gain"] for what in selection.PRIMARY if key in cells[what]]
+        best = max(gains, default=None)  # None where both recipes refuse
         return {**asked, "gain": 0.0, "verdict": "the baseline itself", "best": best}
     cell = cells[asked["recommended"]][key]
     found = {name: cell[name] for name in ("gain", "half_interval", "holm")}
@@ -66,7 +67,8 @@ def tables(results: dict[str, Any]) -> str:
         for budget in BUDGETS:
             cell = results["cells"][f"{name}|{budget}"]
             if cell["recommended"] == STRATIFIED:
-                row.append(f"stratified (the better recipe: {100 * cell['best']:+.1f})")
+                best = "refused" if cell["best"] is None else f"{100 * cell['best']:+.1f}"
+                row.append(f"stratified (the better recipe: {best})")
             else:
                 row.append(
                     f"{cell['recommended']}: {100 * cell['expected'][0]:+.1f} expected, {100 * cell['gain']:+.1f} found"
