@@ -227,7 +227,8 @@ def tables(results: dict[str, Any]) -> str:
         "| variant | " + " | ".join(f"{budget:.0%}" for budget in BUDGETS) + " | at 10 % and less, worst set |",
         "|---|" + "---:|" * (len(BUDGETS) + 1),
     ]
-    for what, by_set in results["gains"].items():
+    for what in (what for what in VARIANTS if what in results["gains"]):
+        by_set = results["gains"][what]
         means = [np.mean([of[str(budget)] for of in by_set.values()]) for budget in BUDGETS]
         low = {
             name: np.mean([of[str(budget)] for budget in BUDGETS if budget <= GREEDY]) for name, of in by_set.items()
