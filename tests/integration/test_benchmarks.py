@@ -356,17 +356,16 @@ def test_the_quicker_network_is_the_same_function(pruning):
 
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (300, 1, 28, 28), dtype=np.uint8), np.arange(300) % 10
-    config, device, ranks = TrainConfig(epochs=1, seed=3, lr=0.01), torch.device("cpu"), resolve(None, None)
-    plain, quick = (kind(pixels, labels).learner(None, config, device, ranks) for kind in (Images, pruning.Pictures))
-    for _ in range(3):
-        both = [learner.outcome(Images(pixels, labels), np.arange(64)) for learner in (plain, quick)]
-        torch.testing.assert_close(both[1].logits, both[0].logits, rtol=1e-4, atol=1e-4)
-        for outcome in both:
+    device, ranks = torch.device("cpu"), resolve(None, None)
+    for seed in range(3):  # not step after step: AdamW makes much of gradients that are next to nothing
+        config = TrainConfig(epochs=1, seed=seed)
+        models = [kind(pixels, labels).learner(None, config, device, ranks) for kind in (Images, pruning.Pictures)]
+        plain, quick = (learner.outcome(Images(pixels, labels), np.arange(64)) for learner in models)
+        torch.testing.assert_close(quick.logits, plain.logits, rtol=1e-4, atol=1e-4)
+        for outcome in (plain, quick):
             outcome.losses.mean().backward()
-        for ours, theirs in zip(quick.model.parameters(), plain.model.parameters(), strict=True):
+        for ours, theirs in zip(models[1].model.parameters(), models[0].model.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
-        for learner in (plain, quick):
-            learner.update(0.01)
 
 
 def test_wrong_labels_are_as_many_as_asked_and_not_where_an_epoch_begins(pruning):
