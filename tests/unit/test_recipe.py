@@ -247,7 +247,7 @@ def test_amounts(value):
         ({"kind": "prune", "method": "density", "drop_lowest": 0.1}, ["drop_lowest does not belong to method density"]),
         ({"kind": "prune", "method": "density", "temperature": 0.0}, ["stages.0.temperature", "greater than 0"]),
         ({"kind": "prune", "method": "density", "balance": 1.5}, ["stages.0.balance"]),
-        ({"kind": "prune", "method": "size"}, ["stages.0.method", "'density' or 'loss'"]),
+        ({"kind": "prune", "method": "size"}, ["stages.0.method", "'density', 'loss' or 'label_noise'"]),
         (
             {"kind": "select", "method": "facility_location", "budget": 1, "temperature": 2.0},
             ["temperature does not belong to method facility_location"],
