@@ -384,7 +384,7 @@ def with_ceiling(policy: Policy, ceiling: float) -> Policy:
     Where many labels are wrong, the highest losses are mostly theirs. Each epoch is planned as if these samples were
     not there, the last epochs too. A sample that is left out keeps its last loss, and so mostly stays out. From our own
     measurements (benchmarks/evidence/pruning.py), not from a paper: with a fifth of the labels wrong, a ceiling of 0.1
-    helps SeTa and InfoBatch; with right labels it does harm.
+    helps InfoBatch; with right labels it does harm.
 
     Args:
         policy: One that plans for as many samples as it is given, as all of this module do.
