@@ -1,6 +1,7 @@
 """What all tests share: options, and the small synthetic dataset of the fault and integration tests."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,26 @@ sys.path.insert(0, str(ROOT / "data_manifests"))
 
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="Every fault and combination of settings, not a few of each.")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A table of the faults that were injected, from all processes that ran tests: see `tally` of the fault tests."""
+    columns = ("injected", "hangs", "torn", "detected", "recomputed", "identical")
+    faults: dict[str, Counter] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if name == "fault" and report.when == "call":
+                    assert set(value[1]) <= set(columns), value
+                    faults.setdefault(value[0], Counter()).update(value[1])
+    if not faults:
+        return
+    width = max(len(fault) for fault in faults)
+    terminalreporter.section("faults")
+    terminalreporter.line(f"{'fault':<{width}}" + "".join(f"{name:>12}" for name in columns))
+    for fault, counts in faults.items():
+        cells = (f"{counts[name]:,}" if name in counts else "" for name in columns)
+        terminalreporter.line(f"{fault:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
 
 
 def small_texts(rows, seed=0):

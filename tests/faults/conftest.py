@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from tamis.manifests.reader import open_manifest, versions
 
 FORKED = Path(__file__).with_name("forked.py")
 LIMIT = 180  # seconds that any process may take; a run takes a few
-COLUMNS = ("injected", "hangs", "torn", "detected", "recomputed", "identical")
-_COUNTS: dict[str, Counter] = {}
 
 
 @pytest.fixture(scope="session")
@@ -30,26 +27,14 @@ def soak(request):
     return request.config.getoption("--soak")
 
 
-@pytest.fixture(scope="session")
-def tally():
+@pytest.fixture
+def tally(request):
     """Counts a fault for the table at the end: `tally(fault, torn=0, identical=1)`; injected once, if not said."""
 
     def count(fault, **counts):
-        assert set(counts) <= set(COLUMNS)
-        _COUNTS.setdefault(fault, Counter()).update({"injected": 1, **counts})
+        request.node.user_properties.append(("fault", (fault, {"injected": 1, **counts})))
 
     return count
-
-
-def pytest_terminal_summary(terminalreporter):
-    if not _COUNTS:
-        return
-    width = max(len(fault) for fault in _COUNTS)
-    terminalreporter.section("faults")
-    terminalreporter.line(f"{'fault':<{width}}" + "".join(f"{name:>12}" for name in COLUMNS))
-    for fault, counts in _COUNTS.items():
-        cells = (f"{counts[name]:,}" if name in counts else "" for name in COLUMNS)
-        terminalreporter.line(f"{fault:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
 
 
 @pytest.fixture(scope="session")

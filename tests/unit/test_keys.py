@@ -511,7 +511,6 @@ def test_the_environment_is_in_no_key(folder, tmp_path):
 @pytest.mark.parametrize(
     "value",
     [np.float64(0.5), np.int64(3), {1, 2}, float("nan"), float("inf"), b"x", object(), Path("/x"), {1: 2}, "\ud800"],
-    ids=repr,
 )
 def test_a_value_without_a_stable_encoding_is_refused(value):
     with pytest.raises(TypeError, match=r"\$\.params"):

@@ -140,7 +140,6 @@ def test_zero_rows_are_named():
         [[1.0], [1.0, 2.0]],
         3.0,
     ],
-    ids=str,
 )
 def test_other_arrays_are_refused(X):
     with pytest.raises(DataError):
