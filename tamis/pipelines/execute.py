@@ -138,15 +138,15 @@ def _name_of(key: Any) -> str:
 
 def _run_sync(nodes: Sequence[Node], store: Store, on_done: OnDone, check: Check) -> None:
     import dask
-    from dask.callbacks import Callback
 
     def posttask(key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:  # noqa: ARG001
         if isinstance(result, Artifact):
             on_done(result)
         check()
 
-    with Callback(posttask=posttask):
-        dask.compute(*graph(nodes, store).values(), scheduler="sync", optimize_graph=False)
+    # As an argument: dask's context manager would register them for every run of this process, of all threads.
+    callbacks = [(None, None, None, posttask, None)]
+    dask.compute(*graph(nodes, store).values(), scheduler="sync", optimize_graph=False, callbacks=callbacks)
 
 
 def _run_on(

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import tamis
 from tamis.errors import DamagedManifestError, DataError, DatasetMismatchError, LockedError, RecipeError
 from tamis.manifests.canonical import digest
 from tamis.manifests.schema import DECISIONS
+from tamis.pipelines import execute
 from tamis.pipelines.run import locked
 
 N = 240
@@ -360,6 +363,33 @@ def test_executors_workers_and_folders_give_the_same_bytes(tmp_path, data, recip
         result = tamis.run(path, out, executor="local", workers=workers)
         assert len(result.ran) > 10
         assert manifest_files(out) == want
+
+
+def test_runs_in_threads_of_one_process_hear_of_their_own_nodes_only(tmp_path, data, recipe, monkeypatch):
+    both = threading.Barrier(2, timeout=60)
+    build = execute.graph
+
+    def graph(*args):
+        built = build(*args)
+        both.wait()
+        return built
+
+    def one(name, stages):
+        events = []
+        result = run(
+            recipe(data, stages, name=f"{name}.yaml", max_bad_fraction=0.01), tmp_path / name, on_event=events.append
+        )
+        return result, [event["node"] for event in events if event["event"] == "node"]
+
+    alone = one("alone", [EMBED, DEDUP])
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(execute, "graph", graph)
+        running = [pool.submit(one, "embed", [EMBED, DEDUP]), pool.submit(one, "random", [select("random")])]
+        found = [run.result() for run in running]
+    for result, nodes in [alone, *found, one("after", [EMBED])]:
+        assert len(nodes) > 5
+        assert sorted(nodes) == sorted(result.ran)
+    assert manifest_files(tmp_path / "embed") == manifest_files(tmp_path / "alone")
 
 
 def test_the_environment_changes_no_byte(tmp_path, data, recipe):
