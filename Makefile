@@ -21,7 +21,8 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python data_manifests/fetch.py
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	# A process for each core, of one thread: two pools on the same cores wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from threadpoolctl import ThreadpoolController
 
 
 class Shared:
@@ -42,10 +46,23 @@ class Shared:
                     self._entered.__exit__(None, None, None)
 
 
-def _blas_limit() -> AbstractContextManager[object]:
-    from threadpoolctl import threadpool_limits
+def thread_pools() -> ThreadpoolController:
+    """The numeric libraries that are loaded, whose threads can be limited.
 
-    limit: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    To look for them takes milliseconds, and an import is what loads more of them.
+    """
+    return _thread_pools(len(sys.modules))
+
+
+@lru_cache(maxsize=1)
+def _thread_pools(_modules: int) -> ThreadpoolController:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def _blas_limit() -> AbstractContextManager[object]:
+    limit: AbstractContextManager[object] = thread_pools().limit(limits=1, user_api="blas")
     return limit
 
 

@@ -49,13 +49,11 @@ def one_thread() -> Iterator[None]:
 
     Parallelism is across tasks.  Libraries that it needs are imported before.
     """
-    from threadpoolctl import threadpool_limits
-
-    from tamis.threads import one_blas_thread
+    from tamis.threads import one_blas_thread, thread_pools
 
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else None
-    with threadpool_limits(1), one_blas_thread():  # selectors that ask for the latter find it set already
+    with thread_pools().limit(limits=1), one_blas_thread():  # selectors that ask for the latter find it set already
         if torch:
             torch.set_num_threads(1)
         try:

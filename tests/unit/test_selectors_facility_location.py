@@ -6,7 +6,6 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info
 
 from tamis.embeddings.grid import UNIT
 from tamis.errors import DataError, RecipeError
@@ -23,7 +22,6 @@ from tamis.selectors.facility_location import (
 from tamis.selectors.greedy import Terms, maximise, maximise_lists
 from tamis.selectors.kernels import DenseKernel
 from tamis.selectors.selection import as_unit_rows
-from tamis.threads import one_blas_thread
 
 ENGINES = ["exact", "sparse", "partitioned"]
 
@@ -874,15 +872,3 @@ def test_costs_on_kernels_full_of_ties(n, levels, seed, data):
     assert_is_naive(trace, K, terms)
     value = values_of_all_sets(K, np.zeros(n, np.uint16), np.full(n, UNIT, np.uint16))
     assert value[bits(n) @ cost <= money].max() <= trace.bound
-
-
-def test_the_blas_limit_lasts_until_the_last_user_leaves():
-    def threads():
-        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
-
-    before = threads()
-    with one_blas_thread():
-        with one_blas_thread():
-            assert set(threads()) == {1}
-        assert set(threads()) == {1}
-    assert threads() == before

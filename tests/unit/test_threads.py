@@ -1,7 +1,10 @@
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tamis.threads import Shared, each, one_blas_thread
 
@@ -27,17 +30,53 @@ def test_the_first_body_sets_and_the_last_restores():
         happened.clear()
 
 
-def test_an_error_in_the_body_restores_too():
-    def threads():
-        return [item["num_threads"] for item in threadpool_info() if item["user_api"] == "blas"]
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
-    before, inside = threads(), []
-    with pytest.raises(ZeroDivisionError), one_blas_thread():
-        inside += [*threads(), 1 // 0]
+
+@pytest.fixture
+def two_blas_threads():
+    with threadpool_limits(2, user_api="blas"):
+        assert blas_threads() == {2}
+        yield
+
+
+def test_blas_has_one_thread_until_the_last_user_leaves(two_blas_threads):
     with one_blas_thread():
-        inside += threads()
-    assert set(inside) == {1}
-    assert threads() == before
+        with one_blas_thread():
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
+
+
+def test_an_error_in_the_body_restores_too(two_blas_threads):
+    with pytest.raises(ZeroDivisionError), one_blas_thread():
+        1 // 0  # noqa: B018
+    assert blas_threads() == {2}
+
+
+def test_a_library_that_is_loaded_later_is_limited_too():
+    """The limited libraries are remembered: an import between two uses is seen."""
+    script = (
+        "import numpy\n"
+        "from threadpoolctl import threadpool_info\n"
+        "from tamis.threads import one_blas_thread\n"
+        "def threads():\n"
+        "    return [pool['num_threads'] for pool in threadpool_info() if pool['user_api'] == 'blas']\n"
+        "with one_blas_thread():\n"
+        "    first = threads()\n"
+        "import scipy.linalg\n"
+        "with one_blas_thread():\n"
+        "    print(first, threads())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "2"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "[1] [1, 1]\n"
 
 
 @pytest.mark.parametrize("threads", [1, 3])
