@@ -21,8 +21,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python data_manifests/fetch.py
-	# A process for each core, of one thread: two pools on the same cores wait for each other.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	# A process for each core, of one thread: two pools on the same cores wait for each other. In the order of the files,
+	# since those of few tests, which xdist would take last, are the long ones.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

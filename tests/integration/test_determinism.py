@@ -78,7 +78,6 @@ SOME = [
     Setting(None, 2, "random", "tr_TR.UTF-8", "1", "-9e8"),
     Setting(None, 1, "1", "de_DE.UTF-8", "", "2e9"),
     Setting(1, 2, "0", "de_DE.UTF-8", "2"),
-    Setting(1, 1, "random", "tr_TR.UTF-8"),
     Setting(2, 2, "1", "C", "1"),
     Setting(3, 1, "0", "tr_TR.UTF-8", "3"),
     Setting(4, 2, "random", "de_DE.UTF-8"),

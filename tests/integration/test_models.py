@@ -118,8 +118,7 @@ def alone(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("size", "kind"), [*((2, kind) for kind in KINDS), (4, "lm")])
 def test_several_processes_train_to_the_model_and_ledger_of_one(alone, tmp_path, kind, size):
     codes, errors = start(size, tmp_path, kind, 0)
     assert codes == [0] * size, errors
