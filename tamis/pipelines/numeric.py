@@ -14,6 +14,7 @@ import sys
 from numpy._core import _multiarray_umath as _numpy  # type: ignore[attr-defined]
 
 from tamis.errors import RecipeError, WorkerError
+from tamis.threads import thread_pools
 
 NATIVE, PORTABLE = "native", "portable"
 KERNELS = "x86-64-v3"
@@ -103,11 +104,9 @@ def _not_held() -> str:
 
 def _loaded_before() -> list[str]:
     """The loaded libraries that compute with other kernels."""
-    from threadpoolctl import threadpool_info
-
     late = [
         f"OpenBLAS ({item['architecture']})"
-        for item in threadpool_info()
+        for item in thread_pools().info()
         if item["internal_api"] == "openblas" and item["architecture"] != "Haswell"
     ]
     if any(_numpy.__cpu_features__[name] for name in environment()["NPY_DISABLE_CPU_FEATURES"].split()):

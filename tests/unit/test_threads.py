@@ -53,6 +53,9 @@ def test_an_error_in_the_body_restores_too(two_blas_threads):
     with pytest.raises(ZeroDivisionError), one_blas_thread():
         1 // 0  # noqa: B018
     assert blas_threads() == {2}
+    with one_blas_thread():
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
 
 
 def test_a_library_that_is_loaded_later_is_limited_too():

@@ -20,6 +20,7 @@ from tamis.pipelines.numeric import KERNELS, PORTABLE
 from tamis.pipelines.sources import SourceFile, check_unchanged, listing
 from tamis.pipelines.stages.embed import ENCODER_PACKAGES
 from tamis.pipelines.state import KEPT, alive_rows
+from tamis.threads import thread_pools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -197,10 +198,8 @@ def kernels(policy: str) -> dict[str, str]:
     """Name what gives the same bytes: the kernels that are held to, or the machine and numpy's matrix kernels."""
     if policy == PORTABLE:
         return {"kernels": KERNELS}
-    from threadpoolctl import threadpool_info
-
     own = str(Path(np.__file__).parent)  # of numpy and its numpy.libs, whatever else this process has loaded
-    blas = [item for item in threadpool_info() if item["filepath"].startswith(own)]
+    blas = [item for item in thread_pools().info() if item["filepath"].startswith(own)]
     return {
         "machine": platform.machine(),
         "blas": ", ".join(sorted(str(item.get("architecture")) for item in blas)),
